@@ -1,0 +1,306 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// DetectFirewall returns the front end for a choice, and in a sentence why it is the one. With
+// ChoiceAuto it is the one that the node's own rules use, in this order: a table of kube-proxy in
+// nftables; chains of kubelet or kube-proxy in one of the variants of iptables; the variant that has
+// more rules; nftables. ctx bounds the programs that are asked and, through Firewall's methods, no
+// later work.
+//
+// Errors: a front end that was chosen and cannot be used, with what is missing; no usable one at all,
+// with the reason of each; no NET_ADMIN; one that wraps ErrLocked, where the rules could not be read.
+func DetectFirewall(ctx context.Context, choice Choice, owner string, log Logger) (fw Firewall, why string, err error) {
+	if choice == ChoiceOff {
+		return offFirewall{}, "notrack off asks for none", nil
+	}
+	if err := checkNetAdmin(); err != nil {
+		return nil, "", fmt.Errorf("notrack %s: %w", choice, err)
+	}
+	d := detection{owner: owner, log: log, found: findIPTables(ctx), wait: lockWait}
+	switch choice {
+	case ChoiceIPTables:
+		fw, why, err = d.iptables(ctx)
+	case ChoiceNFTables:
+		fw, why, err = d.nftables(ctx)
+	default:
+		fw, why, err = d.auto(ctx)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("notrack %s: %w", choice, err)
+	}
+	return fw, why, nil
+}
+
+// AllFirewalls returns every front end that can be used here, so that what an owner has in any of them
+// can be removed: at the end, and after a change from one to another.
+func AllFirewalls(ctx context.Context, owner string) []Firewall {
+	var all []Firewall
+	found := findIPTables(ctx)
+	for _, t := range found {
+		if fw, err := newIPTables(t.name, owner, found, lockWait); err == nil {
+			all = append(all, fw)
+		}
+	}
+	programs, err := openAll(found, lockWait)
+	if err != nil {
+		programs = nil // a program that cannot even tell its version removes nothing either
+	}
+	fw := newNFTables(owner, programs)
+	// Without permission it belongs to the list, so that its Remove says so.
+	if _, err := fw.read(ctx); err == nil || errors.Is(err, unix.EPERM) {
+		all = append(all, fw)
+	}
+	return all
+}
+
+// unseenLegacyTables lists the tables of iptables-legacy that the kernel has but no program here can read.
+func unseenLegacyTables(ctx context.Context) []string {
+	for _, t := range findIPTables(ctx) {
+		if t.name == nameIPTablesLegacy {
+			return nil
+		}
+	}
+	// Only root may read the list; who may not removes nothing either.
+	b, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(b))
+}
+
+// checkNetAdmin asks the thread's effective capabilities (capabilities(7)).
+func checkNetAdmin() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return fmt.Errorf("read the capabilities: %w", err)
+	}
+	if data[0].Effective&(1<<unix.CAP_NET_ADMIN) == 0 {
+		return fmt.Errorf("packet rules need the capability NET_ADMIN: add it to the container's securityContext or choose notrack off: %w", unix.EPERM)
+	}
+	return nil
+}
+
+// detection is one run of DetectFirewall.
+type detection struct {
+	owner string
+	log   Logger
+	found []iptablesTools
+	wait  time.Duration // for the xtables lock
+}
+
+func (d detection) auto(ctx context.Context) (Firewall, string, error) {
+	nft, _, nftErr := d.nftables(ctx)
+	if nftErr == nil {
+		table, err := kubeProxyTable(ctx, d.owner)
+		if err != nil {
+			return nil, "", err
+		}
+		if table != "" {
+			return nft, "kube-proxy has its rules in the nftables table " + table, nil
+		}
+	}
+	usable, iptErr := d.look(ctx)
+	if errors.Is(iptErr, ErrLocked) || ctx.Err() != nil {
+		return nil, "", iptErr
+	}
+	if u, why, ok := choose(usable); ok {
+		fw, err := newIPTables(u.name, d.owner, d.found, d.wait)
+		return fw, why, err
+	}
+	if nftErr == nil {
+		why := "the node has no rules in iptables"
+		switch {
+		case len(d.found) == 0:
+			why = "no iptables program is in PATH"
+		case len(usable) == 0:
+			why = fmt.Sprintf("iptables cannot be used: %v", iptErr)
+		}
+		return nft, why, nil
+	}
+	fw, why, err := d.first(ctx, usable)
+	if err != nil || fw == nil {
+		return nil, "", fmt.Errorf("no packet filter can be used: %w", errors.Join(nftErr, iptErr, err))
+	}
+	return fw, why, nil
+}
+
+func (d detection) iptables(ctx context.Context) (Firewall, string, error) {
+	usable, iptErr := d.look(ctx)
+	if u, why, ok := choose(usable); ok {
+		fw, err := newIPTables(u.name, d.owner, d.found, d.wait)
+		return fw, why, err
+	}
+	fw, why, err := d.first(ctx, usable)
+	if err != nil || fw == nil {
+		return nil, "", errors.Join(iptErr, err)
+	}
+	return fw, why, nil
+}
+
+// first returns the first variant that works, of those that the node uses none of. It has the kernel
+// make the table, as the rules to come would.
+func (d detection) first(ctx context.Context, usable []usage) (Firewall, string, error) {
+	var errs []error
+	for _, u := range usable {
+		fw, err := newIPTables(u.name, d.owner, d.found, d.wait)
+		if err == nil {
+			for _, x := range []*xtablesProgram{fw.v4, fw.v6} {
+				if x != nil {
+					_, err = x.list(ctx, "raw", "PREROUTING")
+					break
+				}
+			}
+		}
+		if err == nil {
+			return fw, "the node has no rules in iptables, and " + u.name + " works", nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, "", errors.Join(errs...)
+}
+
+func (d detection) nftables(ctx context.Context) (Firewall, string, error) {
+	programs, err := openAll(d.found, d.wait)
+	if err != nil {
+		d.log.Warningf("rules of node-cache in iptables will not be seen: %v", err)
+		programs = nil
+	}
+	fw := newNFTables(d.owner, programs)
+	switch err := fw.try(ctx); {
+	case errors.Is(err, unix.EPERM):
+		return nil, "", fmt.Errorf("the kernel refuses changes to packet rules; is NET_ADMIN given for this network namespace? %w", err)
+	case err != nil:
+		return nil, "", fmt.Errorf("the kernel cannot do it (it needs CONFIG_NF_TABLES_INET and CONFIG_NFT_NAT): %w", err)
+	}
+	return fw, "it was chosen", nil
+}
+
+// usage is what a variant of iptables is used for on this node.
+type usage struct {
+	name  string
+	chain string // one of Kubernetes' chains, "" if there is none
+	rules int    // of others
+}
+
+// look reads the rules of each variant. Those that cannot be used are left out, with the reasons in err.
+func (d detection) look(ctx context.Context) (usable []usage, err error) {
+	if len(d.found) == 0 {
+		return nil, errors.New("no iptables program is in PATH: install iptables (package iptables) or choose notrack nftables")
+	}
+	var errs []error
+	for _, t := range d.found {
+		u, err := d.lookAt(ctx, t)
+		if errors.Is(err, ErrLocked) || ctx.Err() != nil {
+			return nil, err // what the node uses is not known; another attempt will tell
+		}
+		if err != nil {
+			d.log.Warningf("%s cannot be used: %v", t.name, err)
+			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
+			continue
+		}
+		usable = append(usable, u)
+	}
+	return usable, errors.Join(errs...)
+}
+
+// lookAt reads the tables of one variant until it sees a chain of Kubernetes. kubelet leaves two of them
+// in mangle for programs that want to know the variant (KUBE-IPTABLES-HINT, kubernetes KEP-3178).
+func (d detection) lookAt(ctx context.Context, t iptablesTools) (usage, error) {
+	u := usage{name: t.name}
+	programs, err := openAll([]iptablesTools{t}, d.wait)
+	if err != nil {
+		return u, err
+	}
+	for _, x := range programs {
+		for _, table := range []string{"mangle", "nat", "filter", "raw"} {
+			if !x.loaded(table) {
+				continue
+			}
+			lines, err := x.list(ctx, table, "")
+			if err != nil && x.v6 && len(programs) > 1 && !errors.Is(err, ErrLocked) {
+				break // a kernel without IPv6
+			}
+			if err != nil {
+				return u, err
+			}
+			for _, l := range lines {
+				switch {
+				case l.Command == "-N" && strings.HasPrefix(l.Chain, "KUBE-"):
+					u.chain = l.Chain
+					return u, nil
+				case l.Command == "-A" && !strings.HasPrefix(l.Chain, "LC-") && !strings.HasPrefix(l.option("-j", "-g"), "LC-"):
+					u.rules++
+				}
+			}
+		}
+	}
+	return u, nil
+}
+
+// choose picks the variant that the node uses; ok is false where none has rules, and the first then
+// stands for them all. Where Kubernetes' chains are in both, those of nft are the later ones: nodes
+// change from legacy to nft.
+func choose(usable []usage) (u usage, why string, ok bool) {
+	if len(usable) == 0 {
+		return usage{}, "", false
+	}
+	for _, u := range usable {
+		if u.chain != "" {
+			return u, fmt.Sprintf("Kubernetes' chain %s is in %s", u.chain, u.name), true
+		}
+	}
+	u = usable[0]
+	var counts []string
+	for _, v := range usable {
+		counts = append(counts, fmt.Sprintf("%s has %d rules", v.name, v.rules))
+		if v.rules > u.rules {
+			u = v
+		}
+	}
+	return u, strings.Join(counts, ", "), u.rules > 0
+}
+
+// kubeProxyTable returns the table of a kube-proxy in its nftables mode, or "".
+func kubeProxyTable(ctx context.Context, owner string) (string, error) {
+	c, err := newNFTables(owner, nil).conn(ctx)
+	if err != nil {
+		return "", err
+	}
+	for _, family := range []struct {
+		id   nftables.TableFamily
+		name string
+	}{{nftables.TableFamilyIPv4, "ip"}, {nftables.TableFamilyIPv6, "ip6"}} {
+		tables, err := c.ListTablesOfFamily(family.id)
+		if err != nil {
+			return "", fmt.Errorf("nftables: list the tables: %w", err)
+		}
+		for _, t := range tables {
+			if t.Name == "kube-proxy" {
+				return family.name + " kube-proxy", nil
+			}
+		}
+	}
+	return "", nil
+}
+
+// offFirewall is the Firewall of notrack off: nothing is wanted of it and it has nothing.
+type offFirewall struct{}
+
+func (offFirewall) Name() string                                      { return string(ChoiceOff) }
+func (offFirewall) SocketMatch(context.Context) error                 { return nil }
+func (offFirewall) Apply(context.Context, []Rule) error               { return nil }
+func (offFirewall) Check(context.Context, []Rule) ([]string, error)   { return nil, nil }
+func (offFirewall) Remove(context.Context) ([]string, error)          { return nil, nil }
+func (offFirewall) RemoveNodeCache(context.Context) ([]string, error) { return nil, nil }

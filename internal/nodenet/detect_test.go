@@ -1,0 +1,186 @@
+package nodenet
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// onlyPrograms makes a PATH with nothing but the programs named, each "name" or "name=real name".
+func onlyPrograms(t *testing.T, programs ...string) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, p := range programs {
+		name, real, ok := strings.Cut(p, "=")
+		if !ok {
+			real = name
+		}
+		path, err := exec.LookPath(real)
+		if err != nil {
+			t.Skip(err)
+		}
+		// The programs know what they are by the name that they are called by.
+		script := "#!/bin/sh\nexec " + path + ` "$@"` + "\n"
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Setenv("PATH", dir)
+}
+
+var allPrograms = []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"}
+
+func TestDetectFirewall(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		setup    string // commands
+		programs []string
+		choice   Choice
+		want     string // the Firewall's name
+		why      string // part of the reason
+		err      string // part of the error
+	}{
+		{"no rules", "", allPrograms, ChoiceAuto, nameNFTables, "the node has no rules in iptables", ""},
+		{"hint in nft", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; iptables-legacy -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, nameIPTablesNFT, "chain KUBE-IPTABLES-HINT is in iptables-nft", ""},
+		{"canary in legacy", "iptables-legacy -t mangle -N KUBE-KUBELET-CANARY; iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, nameIPTablesLegacy, "chain KUBE-KUBELET-CANARY is in iptables-legacy", ""},
+		{"services in legacy, IPv6 alone", "ip6tables-legacy -t nat -N KUBE-SERVICES", allPrograms, ChoiceAuto, nameIPTablesLegacy, "chain KUBE-SERVICES is in iptables-legacy", ""},
+		{"hints in both", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; iptables-nft -t mangle -N KUBE-IPTABLES-HINT", allPrograms, ChoiceAuto, nameIPTablesNFT, "iptables-nft", ""},
+		{"kube-proxy in nftables", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", allPrograms, ChoiceAuto, nameNFTables, "nftables table ip kube-proxy", ""},
+		{"kube-proxy in nftables, IPv6 alone", "nft add table ip6 kube-proxy", allPrograms, ChoiceAuto, nameNFTables, "nftables table ip6 kube-proxy", ""},
+		{"more in legacy", "iptables-legacy -A INPUT -j ACCEPT; iptables-legacy -A INPUT -j ACCEPT; iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, nameIPTablesLegacy, "iptables-nft has 1 rules, iptables-legacy has 2 rules", ""},
+		{"more in nft", "iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, nameIPTablesNFT, "iptables-nft has 1 rules, iptables-legacy has 0 rules", ""},
+		{"no programs", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT", nil, ChoiceAuto, nameNFTables, "no iptables program is in PATH", ""},
+		{"a program of any name", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT", []string{"iptables=iptables-nft", "ip6tables=ip6tables-nft"}, ChoiceAuto, nameIPTablesNFT, "KUBE-IPTABLES-HINT", ""},
+		{"a legacy program of any name", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT", []string{"iptables=iptables-legacy"}, ChoiceAuto, nameIPTablesLegacy, "KUBE-IPTABLES-HINT", ""},
+		{"our own rules do not count", "iptables-legacy -N LC-PRE-x-0; iptables-legacy -A LC-PRE-x-0 -j ACCEPT; iptables-legacy -A INPUT -j LC-PRE-x-0", allPrograms, ChoiceAuto, nameNFTables, "the node has no rules in iptables", ""},
+		{"iptables chosen, no rules", "", allPrograms, ChoiceIPTables, nameIPTablesNFT, "iptables-nft works", ""},
+		{"iptables chosen, legacy used", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", allPrograms, ChoiceIPTables, nameIPTablesLegacy, "KUBE-IPTABLES-HINT", ""},
+		{"iptables chosen, no programs", "", nil, ChoiceIPTables, "", "", "notrack iptables: no iptables program is in PATH: install iptables (package iptables) or choose notrack nftables"},
+		{"nftables chosen", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT", allPrograms, ChoiceNFTables, nameNFTables, "it was chosen", ""},
+		{"off", "", allPrograms, ChoiceOff, "off", "notrack off", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			newNamespace(t)
+			need(t, append([]string{"nft"}, allPrograms...)...)
+			sh(t, test.setup)
+			onlyPrograms(t, test.programs...)
+			fw, why, err := DetectFirewall(testContext(t), test.choice, "lc0", newTestLog(t))
+			if test.err != "" {
+				if err == nil || !strings.Contains(err.Error(), test.err) {
+					t.Errorf("got %v, want %q", err, test.err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if fw.Name() != test.want || !strings.Contains(why, test.why) {
+				t.Errorf("got %s because %q, want %s because %q", fw.Name(), why, test.want, test.why)
+			}
+			if test.setup == "" && test.choice == ChoiceAuto {
+				tables, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+				if err == nil && len(tables) > 0 {
+					t.Errorf("looking made the legacy tables %q", tables)
+				}
+			}
+		})
+	}
+}
+
+// TestDetectWithoutPermission takes CAP_NET_ADMIN from the thread.
+func TestDetectWithoutPermission(t *testing.T) {
+	newNamespace(t) // its thread ends with the test
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	data[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []Choice{ChoiceAuto, ChoiceIPTables, ChoiceNFTables} {
+		_, _, err := DetectFirewall(testContext(t), c, "lc0", newTestLog(t))
+		if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "NET_ADMIN") {
+			t.Errorf("%s: %v", c, err)
+		}
+	}
+	if fw, _, err := DetectFirewall(testContext(t), ChoiceOff, "lc0", newTestLog(t)); err != nil || fw.Apply(testContext(t), nil) != nil {
+		t.Errorf("off: %v", err)
+	}
+	// The kernel's own answer, where the capability is there but not for this namespace.
+	err := newNFTables("lc0", nil).try(testContext(t))
+	if !errors.Is(err, unix.EPERM) {
+		t.Errorf("nftables: %v, want EPERM", err)
+	}
+}
+
+// TestDetectLocked holds the xtables lock: what the node uses cannot be told then, and must not be guessed.
+func TestDetectLocked(t *testing.T) {
+	newNamespace(t)
+	need(t, allPrograms...)
+	sh(t, "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT")
+	lock, err := openLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	d := detection{owner: "lc0", log: newTestLog(t), found: findIPTables(t.Context()), wait: time.Second}
+	if fw, why, err := d.auto(testContext(t)); !errors.Is(err, ErrLocked) {
+		t.Errorf("auto: %v, %q, %v, want ErrLocked", fw, why, err)
+	}
+	if fw, why, err := d.iptables(testContext(t)); !errors.Is(err, ErrLocked) {
+		t.Errorf("iptables: %v, %q, %v, want ErrLocked", fw, why, err)
+	}
+}
+
+// TestAllFirewalls moves an owner's rules from each front end to each other.
+func TestAllFirewalls(t *testing.T) {
+	newNamespace(t)
+	foreignRules(t)
+	before := ruleset(t)
+	all := AllFirewalls(testContext(t), "lc0")
+	var names []string
+	for _, fw := range all {
+		names = append(names, fw.Name())
+	}
+	if !slices.Equal(names, backends) {
+		t.Fatalf("got %v, want %v", names, backends)
+	}
+	rules := testSpec().Plan(PlanOptions{})
+	for _, from := range all {
+		for _, to := range all {
+			if from == to {
+				continue
+			}
+			apply(t, from, rules)
+			apply(t, to, rules)
+			for _, other := range all {
+				if other == to {
+					continue
+				}
+				removed, err := other.Remove(testContext(t))
+				if err != nil || (len(removed) > 0) != (other == from) {
+					t.Errorf("from %s to %s: %s removed %v, %v", from.Name(), to.Name(), other.Name(), removed, err)
+				}
+			}
+			clean(t, to, rules)
+			if _, err := to.Remove(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			if after := ruleset(t); after != before {
+				t.Fatalf("from %s to %s: left\n%s\nwant\n%s", from.Name(), to.Name(), after, before)
+			}
+		}
+	}
+}

@@ -1,0 +1,352 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestApplyAgain has a second Apply write nothing, and looks at what an idle Check costs.
+func TestApplyAgain(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			newNamespace(t)
+			foreignRules(t)
+			fw := openBackend(t, backend, "lc0")
+			rules := testSpec().Plan(PlanOptions{})
+			apply(t, fw, rules)
+			// Handles are new for each rule that is written, in legacy the chain's generation is.
+			handles := func() string { return ruleset(t) + sh(t, "nft -a list ruleset 2>/dev/null") }
+			first := handles()
+			apply(t, fw, rules)
+			if second := handles(); second != first {
+				t.Errorf("the second Apply wrote\n%s\nover\n%s", second, first)
+			}
+			// Other rules are another matter.
+			apply(t, fw, testSpec().Plan(PlanOptions{Draining: true}))
+			if handles() == first {
+				t.Error("other rules changed nothing; the test does not see any change")
+			}
+			apply(t, fw, nil)
+			clean(t, fw, nil)
+			if s := ruleset(t); strings.Contains(s, "LC-") || strings.Contains(s, "localcache") {
+				t.Errorf("no rules leave\n%s", s)
+			}
+
+			apply(t, fw, rules)
+			if ipt, ok := fw.(*iptablesFirewall); ok {
+				for _, x := range []*xtablesProgram{ipt.v4, ipt.v6} {
+					x.calls = 0
+				}
+				clean(t, fw, rules)
+				for _, x := range []*xtablesProgram{ipt.v4, ipt.v6} {
+					if x.calls > 6 {
+						t.Errorf("%s was started %d times for one Check, want 6 at most", x.path, x.calls)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestRemove has Remove leave nothing but what was there before, and nothing to remove the next time.
+func TestRemove(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			newNamespace(t)
+			foreignRules(t)
+			before := ruleset(t)
+			fw := openBackend(t, backend, "lc0")
+			apply(t, fw, testSpec().Plan(PlanOptions{}))
+			if ruleset(t) == before {
+				t.Fatal("Apply changed nothing")
+			}
+			removed, err := fw.Remove(testContext(t))
+			if err != nil || len(removed) == 0 {
+				t.Fatalf("Remove: %v, %v", removed, err)
+			}
+			t.Logf("removed:\n%s", strings.Join(removed, "\n"))
+			if after := ruleset(t); after != before {
+				t.Errorf("after Remove:\n%s\nwant\n%s", after, before)
+			}
+			if removed, err = fw.Remove(testContext(t)); err != nil || len(removed) > 0 {
+				t.Errorf("the second Remove: %v, %v", removed, err)
+			}
+		})
+	}
+}
+
+// TestSocketMatch has the trial succeed here and leave nothing behind.
+func TestSocketMatch(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			newNamespace(t)
+			foreignRules(t)
+			before := ruleset(t)
+			fw := openBackend(t, backend, "lc0")
+			if err := fw.SocketMatch(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			if after := ruleset(t); after != before {
+				t.Errorf("it left\n%s\nwant\n%s", after, before)
+			}
+		})
+	}
+}
+
+// TestSocketMatchMissing takes the extension away from iptables: without its library the program knows
+// no socket match, as with a kernel that lacks it.
+func TestSocketMatchMissing(t *testing.T) {
+	newNamespace(t)
+	foreignRules(t)
+	dir := findLibrary(t, "libxt_socket.so")
+	if err := unix.Mount("/dev/null", filepath.Join(dir, "libxt_socket.so"), "", unix.MS_BIND, ""); err != nil {
+		t.Skipf("hide the library: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(filepath.Join(dir, "libxt_socket.so"), unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	before := ruleset(t)
+	fw := openBackend(t, nameIPTablesLegacy, "lc0")
+	err := fw.SocketMatch(testContext(t))
+	if err == nil || !strings.Contains(err.Error(), "no socket match") {
+		t.Errorf("got %v", err)
+	}
+	if after := ruleset(t); after != before {
+		t.Errorf("it left\n%s\nwant\n%s", after, before)
+	}
+}
+
+func findLibrary(t *testing.T, name string) string {
+	for _, pattern := range []string{"/usr/lib/*/xtables", "/usr/lib/xtables", "/usr/lib64/xtables"} {
+		dirs, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range dirs {
+			if _, err := os.Stat(filepath.Join(d, name)); err == nil {
+				return d
+			}
+		}
+	}
+	t.Skipf("no %s", name)
+	return ""
+}
+
+// TestManyRules has more addresses and fallback servers than any node: nftables takes them in one
+// transaction of some hundred kilobytes.
+func TestManyRules(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			newNamespace(t)
+			fw := openBackend(t, backend, "lc0")
+			spec := testSpec()
+			spec.Addresses = spec.Addresses[:0]
+			spec.Fallback = spec.Fallback[:0]
+			for i := range 16 {
+				spec.Addresses = append(spec.Addresses, netip.AddrFrom4([4]byte{169, 254, 25, byte(i)}))
+				spec.Fallback = append(spec.Fallback, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 53))
+			}
+			rules := spec.Plan(PlanOptions{})
+			apply(t, fw, rules)
+			clean(t, fw, rules)
+		})
+	}
+}
+
+// TestTwoOwners has two owners apply at the same time, again and again, and one leave.
+func TestTwoOwners(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			ns := newNamespace(t)
+			foreignRules(t)
+			before := ruleset(t)
+			one, two := openBackend(t, backend, "lc0"), openBackend(t, backend, "lc1")
+			specTwo := testSpec()
+			specTwo.Addresses = []netip.Addr{netip.MustParseAddr("169.254.25.11")}
+			rulesOne, rulesTwo := testSpec().Plan(PlanOptions{}), specTwo.Plan(PlanOptions{})
+			var wg sync.WaitGroup
+			for _, w := range []struct {
+				fw    Firewall
+				rules []Rule
+			}{{one, rulesOne}, {two, rulesTwo}} {
+				wg.Add(1)
+				ns.Go(func() {
+					defer wg.Done()
+					for i := range 4 {
+						rules := w.rules
+						if i%2 == 0 {
+							rules = rules[:len(rules)-2]
+						}
+						if err := w.fw.Apply(t.Context(), rules); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			clean(t, one, rulesOne)
+			clean(t, two, rulesTwo)
+			if _, err := two.Remove(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			clean(t, one, rulesOne)
+			if _, err := one.Remove(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			if after := ruleset(t); after != before {
+				t.Errorf("left:\n%s\nwant\n%s", after, before)
+			}
+		})
+	}
+}
+
+// TestSameOwner has two processes of one owner apply at the same time, which nothing forbids. Either may
+// fail, but the next Apply finds and mends what came of it.
+func TestSameOwner(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			ns := newNamespace(t)
+			foreignRules(t)
+			before := ruleset(t)
+			one, two := openBackend(t, backend, "lc0"), openBackend(t, backend, "lc0")
+			rules := testSpec().Plan(PlanOptions{})
+			var wg sync.WaitGroup
+			for _, fw := range []Firewall{one, two} {
+				wg.Add(1)
+				ns.Go(func() {
+					defer wg.Done()
+					for i := range 3 {
+						if err := fw.Apply(t.Context(), testSpec().Plan(PlanOptions{Draining: i%2 == 0})); err != nil {
+							t.Logf("while both apply: %v", err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			apply(t, one, rules)
+			clean(t, one, rules)
+			clean(t, two, rules)
+			if _, err := one.Remove(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			if after := ruleset(t); after != before {
+				t.Errorf("left:\n%s\nwant\n%s", after, before)
+			}
+		})
+	}
+}
+
+// TestLocked holds the xtables lock.
+func TestLocked(t *testing.T) {
+	newNamespace(t)
+	fw, err := newIPTables(nameIPTablesLegacy, "lc0", findIPTables(t.Context()), time.Second)
+	if err != nil {
+		t.Skip(err)
+	}
+	rules := testSpec().Plan(PlanOptions{})
+	lock, err := openLock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	if err := fw.Apply(testContext(t), rules); !errors.Is(err, ErrLocked) {
+		t.Errorf("Apply: %v, want ErrLocked", err)
+	}
+	if err := fw.SocketMatch(testContext(t)); !errors.Is(err, ErrLocked) {
+		t.Errorf("SocketMatch: %v, want ErrLocked", err)
+	}
+	if took := time.Since(start); took > 15*time.Second {
+		t.Errorf("it took %s to give up after 1 s", took)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	apply(t, fw, rules)
+	clean(t, fw, rules)
+
+	// Held again, what was there stays.
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fw.Check(testContext(t), rules); !errors.Is(err, ErrLocked) {
+		t.Errorf("Check: %v, want ErrLocked", err)
+	}
+	if removed, err := fw.Remove(testContext(t)); !errors.Is(err, ErrLocked) || len(removed) > 0 {
+		t.Errorf("Remove: %v, %v, want ErrLocked", removed, err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_UN); err != nil {
+		t.Fatal(err)
+	}
+	clean(t, fw, rules)
+}
+
+// TestLockMissing has no place for the lock, as with a read-only /run.
+func TestLockMissing(t *testing.T) {
+	newNamespace(t)
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "none", "xtables.lock"))
+	fw := openBackend(t, nameIPTablesLegacy, "lc0")
+	err := fw.Apply(testContext(t), testSpec().Plan(PlanOptions{}))
+	if !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), "xtables.lock") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestContext has calls end at once with their context.
+func TestContext(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			newNamespace(t)
+			fw := openBackend(t, backend, "lc0")
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			rules := testSpec().Plan(PlanOptions{})
+			_, checkErr := fw.Check(ctx, rules)
+			_, removeErr := fw.Remove(ctx)
+			for i, err := range []error{fw.Apply(ctx, rules), checkErr, removeErr, fw.SocketMatch(ctx)} {
+				if !errors.Is(err, context.Canceled) {
+					t.Errorf("call %d: %v", i, err)
+				}
+			}
+			if s := ruleset(t); strings.Contains(s, "LC-") || strings.Contains(s, "localcache") {
+				t.Errorf("rules were made:\n%s", s)
+			}
+		})
+	}
+}
+
+// TestMissingProgram has rules of a family for which there is no program.
+func TestMissingProgram(t *testing.T) {
+	newNamespace(t)
+	found := findIPTables(t.Context())
+	for i := range found {
+		found[i].path6 = ""
+	}
+	fw, err := newIPTables(nameIPTablesNFT, "lc0", found, time.Second)
+	if err != nil {
+		t.Skip(err)
+	}
+	err = fw.Apply(testContext(t), testSpec().Plan(PlanOptions{}))
+	if err == nil || !strings.Contains(err.Error(), "the rule for fd00:25::10 needs ip6tables") {
+		t.Errorf("got %v", err)
+	}
+	v4 := testSpec()
+	v4.Addresses = v4.Addresses[:1]
+	apply(t, fw, v4.Plan(PlanOptions{}))
+	clean(t, fw, v4.Plan(PlanOptions{}))
+}

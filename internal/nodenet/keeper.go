@@ -1,0 +1,319 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+)
+
+// KeeperConfig is what a Keeper needs of its surroundings.
+type KeeperConfig struct {
+	Log Logger
+
+	// Detect chooses the front end; nil is DetectFirewall.
+	Detect func(ctx context.Context, choice Choice, owner string, log Logger) (fw Firewall, why string, err error)
+	// All lists every front end that can be used here, to look for what an earlier choice has left;
+	// nil is AllFirewalls.
+	All func(ctx context.Context, owner string) []Firewall
+	// Go starts a goroutine of Run's; nil is the go statement. A program with several network
+	// namespaces, as tests have, gives one that enters the right one.
+	Go func(func())
+}
+
+// Keeper makes the node's network what a Spec wants and keeps it so while the process lives. Its life
+// follows that of the DNS server's sockets:
+//
+//	Prepare   before they are opened: the addresses are there to be bound
+//	Commit    when they are open: the rules lead packets to them
+//	Run       keeps both true, in parallel with everything else
+//	Drain     before they are closed: new queries go to the fallback
+//	Close     when they are closed
+//
+// A reload is another Prepare and Commit, or Rollback where it fails. Other localcache processes on the
+// node are taken into account at each step; see presence.
+//
+// Every method acts in the network namespace of the calling thread, and all but Status and Run take
+// turns.
+type Keeper struct {
+	cfg      KeeperConfig
+	board    *board
+	interest atomic.Pointer[interest]
+
+	// turn has one token. Its holder may change rules and talk to other processes, which can take as
+	// long as the xtables lock is held by somebody else.
+	turn     chan struct{}
+	presence *presence // under turn; nil before the first Prepare
+
+	// mu guards what follows and changes of the link, and is only held for netlink requests, so that a
+	// deleted link does not wait for a slow rule. It is taken after turn.
+	mu        sync.Mutex
+	link      *Link
+	committed *wish
+	prepared  *wish
+	made      linkChanges  // by Prepare, and not yet part of a Commit that succeeded
+	mine      []netip.Addr // every address that this process has put on the link
+	applied   bool         // a Commit, or a later attempt at it, has succeeded
+	draining  bool
+	closed    bool
+	lastWoe   map[woe]string
+
+	wakeRules chan struct{} // capacity 1: what is committed has changed
+	wakeLink  chan struct{}
+}
+
+// NewKeeper makes a Keeper that has touched nothing yet.
+func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
+	if cfg.Log == nil {
+		return nil, errors.New("nodenet: a Keeper needs a Logger")
+	}
+	if cfg.Detect == nil {
+		cfg.Detect = DetectFirewall
+	}
+	if cfg.All == nil {
+		cfg.All = AllFirewalls
+	}
+	if cfg.Go == nil {
+		cfg.Go = func(f func()) { go f() }
+	}
+	k := &Keeper{
+		cfg:       cfg,
+		board:     newBoard(),
+		turn:      make(chan struct{}, 1),
+		lastWoe:   map[woe]string{},
+		wakeRules: make(chan struct{}, 1),
+		wakeLink:  make(chan struct{}, 1),
+	}
+	k.turn <- struct{}{}
+	return k, nil
+}
+
+// Status is a snapshot, for any goroutine at any time.
+func (k *Keeper) Status() Status { return k.board.snapshot() }
+
+var errClosed = errors.New("the keeper of the node's network is closed")
+
+// enter waits for the turn. The returned func gives it back.
+func (k *Keeper) enter(ctx context.Context) (leave func(), err error) {
+	select {
+	case <-k.turn:
+		return func() { k.turn <- struct{}{} }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("another change of the node's network is still under way: %w", ctx.Err())
+	}
+}
+
+// lockPeers keeps other localcache processes from changing anything, as far as that can be had: what is
+// to be done is done without the lock rather than never.
+func (k *Keeper) lockPeers(ctx context.Context) (unlock func()) {
+	unlock, err := k.presence.lock(ctx)
+	if err != nil {
+		k.cfg.Log.Warningf("going on without the lock among localcache processes: %v", k.board.failed(err))
+	}
+	return unlock
+}
+
+// Prepare makes what has to be there before sockets are opened: it chooses the front end, and makes the
+// interface with the addresses of spec beside those already in force. On an error, what this call has
+// made is removed again.
+func (k *Keeper) Prepare(ctx context.Context, spec Spec) error {
+	if err := spec.Validate(); err != nil {
+		return err
+	}
+	leave, err := k.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if k.closed {
+		return errClosed
+	}
+	if k.presence != nil && k.presence.owner != spec.Interface {
+		return fmt.Errorf("the interface cannot become %s while the process runs, because sockets are open on %s: restart it",
+			spec.Interface, k.presence.owner)
+	}
+	if k.presence == nil {
+		p := &presence{owner: spec.Interface}
+		if err := p.join(); err != nil {
+			// Others will not see this process. That matters only when there are others.
+			k.cfg.Log.Warningf("other localcache processes cannot see this one: %v", k.board.failed(err))
+		}
+		k.presence = p
+	}
+	defer k.lockPeers(ctx)()
+
+	w := &wish{spec: spec}
+	err = k.settle(ctx, w)
+	if errors.Is(err, ErrLocked) {
+		// The lock is a matter of time: Commit, and Run after it, try again.
+		k.cfg.Log.Warningf("how rules can be put in place is not known yet: %v", k.board.failed(err))
+		err = nil
+	}
+	var made linkChanges
+	if err == nil {
+		made, err = k.prepareLink(w)
+	}
+	if err != nil {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		err = k.board.failed(errors.Join(err, k.undo(made)))
+		if k.committed == nil && k.prepared == nil {
+			err = errors.Join(err, k.leaveOthers())
+		}
+		return err
+	}
+	k.showWish(w)
+	return nil
+}
+
+// prepareLink makes the interface and makes w the prepared wish.
+func (k *Keeper) prepareLink(w *wish) (linkChanges, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.link == nil {
+		k.link = newLink(w.spec.Interface, k.cfg.Log)
+	}
+	if !w.spec.ManageInterface {
+		missing, err := missingAnywhere(w.spec.Addresses)
+		if err != nil {
+			return linkChanges{}, err
+		}
+		for _, a := range missing {
+			k.cfg.Log.Warningf("address %s is on no interface of this node, and -setupinterface=false leaves that to others", a)
+		}
+		k.prepared = w
+		return linkChanges{}, nil
+	}
+	if err := k.link.checkForeign(w.spec.Addresses); err != nil {
+		return linkChanges{}, err
+	}
+	want := union(k.wanted(), w.spec.Addresses)
+	s, made, err := k.link.ensure(want, k.mine)
+	k.mine = union(k.mine, made.added)
+	if err != nil {
+		return made, err
+	}
+	k.made.created = k.made.created || made.created
+	k.made.added = union(k.made.added, made.added)
+	k.prepared = w
+	k.watch(s, want)
+	if made.created {
+		k.cfg.Log.Infof("interface %s of kind %s was made", k.link.name, s.kind())
+	}
+	if len(made.added) > 0 {
+		k.cfg.Log.Infof("interface %s carries %s", k.link.name, join(made.added))
+	}
+	return made, nil
+}
+
+// wanted is every address that is in force or prepared. mu is held.
+func (k *Keeper) wanted() []netip.Addr {
+	var addrs []netip.Addr
+	for _, w := range []*wish{k.committed, k.prepared} {
+		if w != nil && w.spec.ManageInterface {
+			addrs = union(addrs, w.spec.Addresses)
+		}
+	}
+	return addrs
+}
+
+// undo removes what made says, but for what is still wanted, unless another process is there, which may
+// have come to need it. A link that was set up stays up: setting it down would cost the IPv6
+// addresses that others have on it. mu is held.
+func (k *Keeper) undo(made linkChanges) error {
+	if !made.any() {
+		return nil
+	}
+	if peers, err := k.presence.others(); err != nil || len(peers) > 0 {
+		k.cfg.Log.Infof("interface %s stays as it is for other localcache processes", k.link.name)
+		return err
+	}
+	still := k.wanted()
+	if made.created && len(still) == 0 {
+		removed, stays, err := k.link.remove(k.mine)
+		k.logRemoved(removed, stays)
+		return err
+	}
+	gone, err := k.link.removeAddresses(without(made.added, still))
+	if len(gone) > 0 {
+		k.cfg.Log.Infof("removed again from interface %s: %s", k.link.name, join(gone))
+	}
+	return err
+}
+
+func (k *Keeper) logRemoved(removed []string, stays string) {
+	if len(removed) > 0 {
+		k.cfg.Log.Infof("removed: %s", strings.Join(removed, ", "))
+	}
+	if stays != "" {
+		k.cfg.Log.Infof("interface %s stays: %s", k.link.name, stays)
+	}
+}
+
+// leaveOthers ends the presence of a process that has nothing prepared or in force any more.
+func (k *Keeper) leaveOthers() error {
+	err := k.presence.leave()
+	k.presence, k.link, k.made, k.mine = nil, nil, linkChanges{}, nil
+	k.interest.Store(nil)
+	return err
+}
+
+// Rollback drops what was prepared and not committed, because the server could not start with it: what
+// is in force stays, and what Prepare has made beside it is removed. Without anything prepared it does
+// nothing.
+func (k *Keeper) Rollback(ctx context.Context) error {
+	leave, err := k.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return k.rollback(ctx)
+}
+
+func (k *Keeper) rollback(ctx context.Context) error {
+	k.mu.Lock()
+	idle := k.prepared == nil
+	k.mu.Unlock()
+	if idle {
+		return nil
+	}
+	defer k.lockPeers(ctx)()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.prepared = nil
+	err := k.board.failed(k.undo(k.made))
+	if k.committed == nil {
+		return errors.Join(err, k.leaveOthers())
+	}
+	if k.applied { // else Close has yet to undo the start
+		k.made = linkChanges{}
+	}
+	k.showWish(k.committed)
+	nudge(k.wakeLink) // what is watched has changed
+	return err
+}
+
+func nudge(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func union(a, b []netip.Addr) []netip.Addr { return append(slices.Clone(a), without(b, a)...) }
+
+func without(a, b []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(a), func(x netip.Addr) bool { return slices.Contains(b, x) })
+}
+
+func join(addrs []netip.Addr) string {
+	var s []string
+	for _, a := range addrs {
+		s = append(s, a.String())
+	}
+	return strings.Join(s, ", ")
+}

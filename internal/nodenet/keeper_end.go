@@ -1,0 +1,150 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"slices"
+)
+
+// Drain leads new queries to the fallback while this process answers those that it has, so that none is
+// lost when its sockets close. It does nothing where there is no fallback, or where another localcache
+// process is there to answer.
+func (k *Keeper) Drain(ctx context.Context) error {
+	leave, err := k.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	k.mu.Lock()
+	w, ready := k.committed, k.applied && !k.closed
+	k.mu.Unlock()
+	if w == nil || !ready || len(w.fallback()) == 0 {
+		return nil
+	}
+	defer k.lockPeers(ctx)()
+	peers, err := k.presence.others()
+	if err != nil {
+		// Unknown: a rule for a process that may be there is not changed.
+		return k.board.failed(err)
+	}
+	if serving := serving(peers); len(serving) > 0 {
+		k.cfg.Log.Infof("queries are left to another localcache process, %s", describePeers("/proc", serving))
+		return nil
+	}
+	if err := k.apply(ctx, w, true); err != nil {
+		return k.board.failed(err)
+	}
+	k.mu.Lock()
+	k.draining = true
+	k.mu.Unlock()
+	k.board.update(func(s *Status) { s.Draining = true })
+	k.cfg.Log.Infof("new queries go to the fallback")
+	return nil
+}
+
+// serving picks those whose sockets are open.
+func serving(peers []peer) []peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p peer) bool { return p.role != roleKeeper })
+}
+
+// Close ends the keeping as on_exit says, once the sockets are closed: it removes the rules and then
+// the interface, or leaves both as they serve a dead process best. What another localcache process
+// uses is left to it. A start that never came to put its rules in place is undone. Run should have
+// returned. Close may be repeated.
+func (k *Keeper) Close(ctx context.Context) error {
+	leave, err := k.enter(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if k.presence == nil || k.closed {
+		k.mu.Lock()
+		k.closed = true
+		k.mu.Unlock()
+		return nil
+	}
+	err = k.rollback(ctx)
+	k.mu.Lock()
+	k.closed = true
+	w, applied, draining := k.committed, k.applied, k.draining
+	k.mu.Unlock()
+	if k.presence == nil { // nothing else was in force
+		return err
+	}
+	defer k.lockPeers(ctx)()
+	peers, peersErr := k.presence.others()
+	errs := []error{err, peersErr}
+	switch {
+	case len(peers) > 0:
+		k.cfg.Log.Infof("interface %s and the rules are left to another localcache process, %s",
+			k.presence.owner, describePeers("/proc", peers))
+		if draining && len(serving(peers)) == 0 {
+			// It has not come to put its own rules in place, and may never do so.
+			errs = append(errs, k.apply(ctx, w, false))
+		}
+	case peersErr != nil:
+		k.cfg.Log.Warningf("interface %s and the rules stay, because another localcache process may use them", k.presence.owner)
+	case !applied:
+		errs = append(errs, k.removeRules(ctx, w), k.undoStart())
+	case w.spec.OnExit == ExitRemove:
+		errs = append(errs, k.removeRules(ctx, w), k.removeLink(w))
+	default:
+		if draining {
+			errs = append(errs, k.apply(ctx, w, false))
+		}
+		k.cfg.Log.Infof("interface %s and the rules stay", k.presence.owner)
+	}
+	// Others look for us under the lock, so the name is given up under it too.
+	errs = append(errs, k.presence.leave())
+	k.board.update(func(s *Status) { s.Keeper, s.Draining = false, false })
+	return k.board.failed(errors.Join(errs...))
+}
+
+// removeRules removes what the owner has, in the front end in use first.
+func (k *Keeper) removeRules(ctx context.Context, w *wish) error {
+	if w.off() {
+		return nil
+	}
+	var firewalls []Firewall
+	if w.fw != nil {
+		firewalls = append(firewalls, w.fw)
+	}
+	for _, fw := range k.cfg.All(ctx, w.spec.Interface) {
+		if w.fw == nil || fw.Name() != w.fw.Name() {
+			firewalls = append(firewalls, fw)
+		}
+	}
+	var errs []error
+	for _, fw := range firewalls {
+		removed, err := fw.Remove(ctx)
+		if len(removed) > 0 {
+			k.cfg.Log.Infof("removed with %s: %s", fw.Name(), few(removed))
+		}
+		errs = append(errs, rulesError(fw.Name(), err))
+	}
+	err := errors.Join(errs...)
+	k.board.update(func(s *Status) { s.RulesInPlace = false })
+	return err
+}
+
+func (k *Keeper) removeLink(w *wish) error {
+	if !w.spec.ManageInterface {
+		return nil
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	removed, stays, err := k.link.remove(union(k.mine, w.spec.Addresses))
+	k.logRemoved(removed, stays)
+	if err == nil && stays == "" {
+		k.board.update(func(s *Status) { s.Kind, s.Up, s.AddressesMissing = "", false, w.spec.Addresses })
+	}
+	return err
+}
+
+// undoStart removes what Prepare made for a first Commit that did not succeed.
+func (k *Keeper) undoStart() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.committed = nil // it is wanted no more
+	return k.undo(k.made)
+}

@@ -1,0 +1,222 @@
+package nodenet
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// memory is a packet filter in memory, as the kernel of one network namespace would hold it for several
+// processes: rules by front end and owner.
+type memory struct {
+	mu        sync.Mutex
+	rules     map[string][]Rule
+	calls     []string // what changed it, in order
+	applyErr  error
+	removeErr error
+	detectErr error
+	noSocket  error
+	forgets   bool          // rules are taken, but not put in place
+	slow      chan struct{} // Check waits for it to be closed
+	slowCalls int           // how many wait
+}
+
+func newMemory() *memory { return &memory{rules: map[string][]Rule{}} }
+
+// set changes a field under the lock.
+func (m *memory) set(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+}
+
+// of returns the rules that one front end has for an owner.
+func (m *memory) of(name, owner string) []Rule {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.rules[name+" "+owner])
+}
+
+// takeCalls returns the calls since the last time.
+func (m *memory) takeCalls() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := m.calls
+	m.calls = nil
+	return c
+}
+
+func (m *memory) note(format string, v ...any) { m.calls = append(m.calls, fmt.Sprintf(format, v...)) }
+
+// memoryFirewall is one front end to it.
+type memoryFirewall struct {
+	m           *memory
+	name, owner string
+}
+
+func (f memoryFirewall) key() string  { return f.name + " " + f.owner }
+func (f memoryFirewall) Name() string { return f.name }
+
+func (f memoryFirewall) SocketMatch(context.Context) error {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	return f.m.noSocket
+}
+
+func (f memoryFirewall) Apply(_ context.Context, rules []Rule) error {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	if f.m.applyErr != nil {
+		return f.m.applyErr
+	}
+	kind := "normal"
+	for _, dnat := range rules {
+		// While draining, an address with a fallback has nothing that keeps packets out of tracking on
+		// their way in.
+		if dnat.Verdict == DNAT && !slices.ContainsFunc(rules, func(r Rule) bool {
+			return r.Hook == RawPrerouting && r.Dst == dnat.Dst
+		}) {
+			kind = "draining"
+		}
+	}
+	f.m.note("apply %s %s", f.name, kind)
+	if !f.m.forgets {
+		f.m.rules[f.key()] = slices.Clone(rules)
+	}
+	return nil
+}
+
+func (f memoryFirewall) Check(_ context.Context, rules []Rule) ([]string, error) {
+	f.m.mu.Lock()
+	if slow := f.m.slow; slow != nil {
+		f.m.slowCalls++
+		f.m.mu.Unlock()
+		<-slow
+		f.m.mu.Lock()
+	}
+	defer f.m.mu.Unlock()
+	has := f.m.rules[f.key()]
+	if sameRules(has, rules) {
+		return nil, nil
+	}
+	return []string{fmt.Sprintf("%d rules, not %d", len(has), len(rules))}, nil
+}
+
+func (memoryFirewall) RemoveNodeCache(context.Context) ([]string, error) { return nil, nil }
+
+func (f memoryFirewall) Remove(context.Context) ([]string, error) {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	if f.m.removeErr != nil {
+		return nil, f.m.removeErr
+	}
+	n := len(f.m.rules[f.key()])
+	delete(f.m.rules, f.key())
+	if n == 0 {
+		return nil, nil
+	}
+	f.m.note("remove %s", f.name)
+	return []string{fmt.Sprintf("%d rules", n)}, nil
+}
+
+func sameRules(a, b []Rule) bool {
+	return slices.EqualFunc(a, b, func(x, y Rule) bool { return fmt.Sprint(x) == fmt.Sprint(y) })
+}
+
+func (m *memory) detect(_ context.Context, c Choice, owner string, _ Logger) (Firewall, string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.detectErr != nil {
+		return nil, "", m.detectErr
+	}
+	return memoryFirewall{m, "memory-" + string(c), owner}, "the test asks for it", nil
+}
+
+func (m *memory) all(_ context.Context, owner string) []Firewall {
+	return []Firewall{memoryFirewall{m, "memory-auto", owner}, memoryFirewall{m, "memory-nftables", owner}}
+}
+
+// process is a Keeper as one localcache process has it.
+type process struct {
+	t   *testing.T
+	k   *Keeper
+	m   *memory
+	log *testLog
+}
+
+func newProcess(t *testing.T, n *namespace, m *memory) *process {
+	t.Helper()
+	log := newTestLog(t)
+	k, err := NewKeeper(KeeperConfig{Log: log, Detect: m.detect, All: m.all, Go: n.Go})
+	must(t, err)
+	p := &process{t, k, m, log}
+	// Names in the namespace live until the process ends or closes; a test is not to leave them to the
+	// next use of their descriptors.
+	t.Cleanup(func() {
+		if k.presence != nil {
+			k.presence.leave()
+		}
+	})
+	return p
+}
+
+// run starts Run in the namespace. The returned func ends it and waits; it may be called twice.
+func (p *process) run(n *namespace) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	n.Go(func() {
+		defer close(done)
+		if err := p.k.Run(ctx); err != nil {
+			p.t.Errorf("Run: %v", err)
+		}
+	})
+	stop = func() { cancel(); <-done }
+	p.t.Cleanup(stop)
+	return stop
+}
+
+// start prepares and commits.
+func (p *process) start(s Spec) {
+	p.t.Helper()
+	must(p.t, p.k.Prepare(context.Background(), s))
+	must(p.t, p.k.Commit(context.Background()))
+}
+
+// die is SIGKILL as others see it: the names are gone, all else is as it was.
+func (p *process) die() {
+	p.t.Helper()
+	must(p.t, p.k.presence.leave())
+}
+
+// keeperSpec is what most tests want: two addresses and a fallback for one of them.
+func keeperSpec() Spec {
+	return Spec{
+		Interface:       "nodelocaldns",
+		ManageInterface: true,
+		Addresses:       slices.Clone(both),
+		Port:            53,
+		Health:          []netip.AddrPort{netip.MustParseAddrPort("169.254.25.10:9254")},
+		Notrack:         ChoiceAuto,
+		Fallback:        []netip.AddrPort{netip.MustParseAddrPort("10.244.1.2:53")},
+		Check:           time.Second,
+		OnExit:          ExitKeep,
+	}
+}
+
+// eventually waits for a state, far longer than it should take.
+func eventually(t *testing.T, what string, f func() bool) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for time.Since(began) < 15*time.Second {
+		if f() {
+			return time.Since(began)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	t.Fatalf("it never came to be that %s", what)
+	return 0
+}

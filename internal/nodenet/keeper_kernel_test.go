@@ -1,0 +1,105 @@
+package nodenet
+
+import (
+	"context"
+	"strings"
+	"testing"
+)
+
+// kernelProcess is a Keeper with the real front ends.
+func kernelProcess(t *testing.T, n *namespace) *process {
+	t.Helper()
+	p := newProcess(t, n, nil)
+	p.k.cfg.Detect, p.k.cfg.All = DetectFirewall, AllFirewalls
+	return p
+}
+
+// inPlace reads the kernel back through a front end of the test's own.
+func inPlace(t *testing.T, choice Choice, rules []Rule) []string {
+	t.Helper()
+	ctx := testContext(t)
+	fw, _, err := DetectFirewall(ctx, choice, "nodelocaldns", newTestLog(t))
+	must(t, err)
+	diffs, err := fw.Check(ctx, rules)
+	must(t, err)
+	return diffs
+}
+
+// The whole life of a process with the real packet filters: start, flushed rules, reload to another
+// front end, a second process, drain, end, teardown.
+func TestKeeperInKernel(t *testing.T) {
+	need(t, "iptables", "nft")
+	for _, c := range []struct{ first, then Choice }{
+		{ChoiceNFTables, ChoiceIPTables},
+		{ChoiceIPTables, ChoiceNFTables},
+	} {
+		t.Run(string(c.first), func(t *testing.T) {
+			n := newNamespace(t)
+			ctx := context.Background()
+			empty := ruleset(t)
+			spec := keeperSpec()
+			spec.Notrack, spec.OnExit = c.first, ExitRemove
+			p := kernelProcess(t, n)
+			p.start(spec)
+			stop := p.run(n)
+			noSocket := !p.k.Status().SocketMatch
+			if diffs := inPlace(t, c.first, spec.Plan(PlanOptions{NoSocketMatch: noSocket})); len(diffs) > 0 {
+				t.Errorf("after the start: %q", diffs)
+			}
+
+			sh(t, "nft flush ruleset")
+			eventually(t, "the rules are back", func() bool { return p.k.Status().Repairs[RepairRules] == 1 })
+			if diffs := inPlace(t, c.first, spec.Plan(PlanOptions{NoSocketMatch: noSocket})); len(diffs) > 0 {
+				t.Errorf("after the repair: %q", diffs)
+			}
+
+			// A second process with the other front end: the first leaves the rules to it.
+			next := spec
+			next.Notrack = c.then
+			second := kernelProcess(t, n)
+			second.start(next)
+			if got := second.k.Status().Repairs[RepairLeftovers]; got != 1 {
+				t.Errorf("left in %s: cleaned up %d times", c.first, got)
+			}
+			must(t, p.k.checkRules(ctx))
+			stop()
+			must(t, p.k.Close(ctx))
+			noSocket = !second.k.Status().SocketMatch
+			if diffs := inPlace(t, c.then, next.Plan(PlanOptions{NoSocketMatch: noSocket})); len(diffs) > 0 {
+				t.Errorf("after the first has gone: %q", diffs)
+			}
+			if diffs := inPlace(t, c.first, nil); len(diffs) > 0 {
+				t.Errorf("still in %s: %q", c.first, diffs)
+			}
+			must(t, second.k.Drain(ctx))
+			if !noSocket {
+				if diffs := inPlace(t, c.then, next.Plan(PlanOptions{Draining: true})); len(diffs) > 0 {
+					t.Errorf("while draining: %q", diffs)
+				}
+			}
+			must(t, second.k.Close(ctx))
+			for _, choice := range []Choice{c.first, c.then} {
+				if diffs := inPlace(t, choice, nil); len(diffs) > 0 {
+					t.Errorf("after the end, in %s: %q", choice, diffs)
+				}
+			}
+			if linkExists(t, "nodelocaldns") {
+				t.Error("after the end, the interface is still there")
+			}
+
+			// One that was killed, and a teardown.
+			spec.OnExit = ExitKeep
+			third := kernelProcess(t, n)
+			third.start(spec)
+			third.die()
+			r := Teardown(ctx, TeardownConfig{Log: p.log})
+			must(t, r.Err())
+			if !r.Removed() || linkExists(t, "nodelocaldns") {
+				t.Errorf("teardown: %q", lines(r))
+			}
+			if after := ruleset(t); strings.Contains(after, "169.254.25.10") {
+				t.Errorf("left after the teardown:\n%s\nwhere there was at first:\n%s", after, empty)
+			}
+		})
+	}
+}

@@ -1,0 +1,213 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+const (
+	// passTimeout bounds one reading and mending of the rules, so that a tool that hangs is given up.
+	passTimeout = 30 * time.Second
+	// linkGap is the least time between two looks at the link, however many events there are: a program
+	// that keeps deleting it must not take the processor with it.
+	linkGap = 100 * time.Millisecond
+)
+
+// Run keeps the interface and the rules of what is committed as they should be until ctx ends: a
+// deleted link, one that was set down and a deleted address are back within a second, changed rules
+// within one Check. Sockets that are bound to an address that is put back go on working, as a bound
+// socket holds the address and not the link.
+func (k *Keeper) Run(ctx context.Context) error {
+	done := make(chan struct{})
+	k.cfg.Go(func() {
+		defer close(done)
+		k.keepRules(ctx)
+	})
+	k.keepLink(ctx)
+	<-done
+	return nil
+}
+
+// keepRules checks the rules every Check, and after a failure sooner.
+func (k *Keeper) keepRules(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	pause := retryFirst
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.wakeRules:
+			// A Commit has just looked: the next look is due after Check, or soon where it failed.
+			timer.Stop()
+			pause = retryFirst
+			k.mu.Lock()
+			committed, applied := k.committed, k.applied
+			k.mu.Unlock()
+			switch {
+			case committed == nil:
+			case applied && k.Status().RulesInPlace:
+				timer.Reset(committed.spec.Check)
+			default:
+				timer.Reset(min(pause, committed.spec.Check))
+			}
+			continue
+		case <-timer.C:
+		}
+		k.mu.Lock()
+		committed := k.committed
+		k.mu.Unlock()
+		if committed == nil {
+			continue // Commit wakes us
+		}
+		passCtx, cancel := context.WithTimeout(ctx, passTimeout)
+		err := k.checkRules(passCtx)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		k.complain(woeRules, err)
+		// Events may have been lost, so the link is looked at too.
+		err = errors.Join(err, k.checkLink())
+		wait := committed.spec.Check
+		if err != nil {
+			wait = min(pause, wait)
+			pause = min(2*pause, committed.spec.Check)
+		} else {
+			pause = retryFirst
+		}
+		timer.Reset(wait)
+	}
+}
+
+// keepLink follows the kernel's events about the link and its addresses, and subscribes again when
+// they end.
+func (k *Keeper) keepLink(ctx context.Context) {
+	pause := retryFirst
+	for ctx.Err() == nil {
+		ev, err := watchLinks(&k.interest, 0)
+		if err == nil {
+			k.complain(woeEvents, nil)
+			pause = retryFirst
+			err = k.followLink(ctx, ev)
+			ev.stop()
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		k.complain(woeEvents, k.board.failed(err))
+		_ = k.checkLink() // it counts and reports its error itself; the next look is near
+		select {
+		case <-ctx.Done():
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, DefaultCheck)
+	}
+}
+
+// followLink looks at the link whenever something happened to it, until ctx or the events end.
+func (k *Keeper) followLink(ctx context.Context, ev *linkEvents) error {
+	retry := time.NewTimer(0) // the first look finds what happened before the subscription
+	defer retry.Stop()
+	pause := retryFirst
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ev.done:
+			return &SetupError{ErrorInterfaceCheck, fmt.Errorf("link and address events ended: %w", ev.err)}
+		case <-ev.changed:
+		case <-k.wakeLink:
+		case <-retry.C:
+		}
+		retry.Stop()
+		if err := k.checkLink(); err != nil {
+			retry.Reset(pause)
+			pause = min(2*pause, DefaultCheck)
+		} else {
+			pause = retryFirst
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(linkGap):
+		}
+	}
+}
+
+// checkLink makes the interface what is wanted, says what it had to mend and counts it. Its error has
+// been counted and logged.
+func (k *Keeper) checkLink() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.closed || k.committed == nil && k.prepared == nil {
+		return nil
+	}
+	want := k.wanted()
+	if len(want) == 0 {
+		return k.checkForeignLink()
+	}
+	s, done, err := k.link.ensure(want, k.mine)
+	k.mine = union(k.mine, done.added)
+	k.watch(s, want)
+	name := k.link.name
+	switch {
+	case done.created:
+		k.board.repaired(RepairLink)
+		k.cfg.Log.Warningf("interface %s had been deleted and was made again, of kind %s, with %s", name, s.kind(), join(done.added))
+	default:
+		if done.setUp {
+			k.board.repaired(RepairLinkDown)
+			k.cfg.Log.Warningf("interface %s had been set down and was set up again", name)
+		}
+		if len(done.added) > 0 {
+			k.board.repaired(RepairAddress)
+			k.cfg.Log.Warningf("put back on interface %s: %s", name, join(done.added))
+		}
+	}
+	text := ""
+	if err != nil {
+		text = k.board.failed(err).Error()
+	}
+	k.complainLocked(woeLink, text)
+	return err
+}
+
+// checkForeignLink looks for the addresses of an interface that others make. mu is held.
+func (k *Keeper) checkForeignLink() error {
+	var addrs []netip.Addr
+	for _, w := range []*wish{k.committed, k.prepared} {
+		if w != nil {
+			addrs = union(addrs, w.spec.Addresses)
+		}
+	}
+	missing, err := missingAnywhere(addrs)
+	if err != nil {
+		k.complainLocked(woeLink, k.board.failed(err).Error())
+		return err
+	}
+	k.complainLocked(woeLink, "")
+	k.interest.Store(&interest{addrs: addrs})
+	was := k.board.snapshot().AddressesMissing
+	k.board.update(func(s *Status) { s.Kind, s.Up, s.AddressesMissing = "", true, missing })
+	if len(missing) > 0 && !slices.Equal(was, missing) {
+		k.cfg.Log.Warningf("on no interface of this node: %s", join(missing))
+	}
+	return nil
+}
+
+// watch makes the link and addresses those that events are about, and shows their state. mu is held.
+func (k *Keeper) watch(s linkState, addrs []netip.Addr) {
+	in := &interest{name: k.link.name, addrs: addrs}
+	if s.link != nil {
+		in.index = int32(s.link.Attrs().Index)
+	}
+	k.interest.Store(in)
+	k.board.update(func(st *Status) {
+		st.Kind, st.Up, st.AddressesMissing = s.kind(), s.link != nil && s.up, s.missing
+	})
+}

@@ -1,0 +1,421 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const autoName = "memory-auto"
+
+func TestKeeperStart(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	p := newProcess(t, n, m)
+	ctx := context.Background()
+	spec := keeperSpec()
+
+	if err := p.k.Commit(ctx); err == nil {
+		t.Error("Commit without Prepare succeeded")
+	}
+	must(t, p.k.Prepare(ctx, spec))
+	servers := []netip.AddrPort{echo(t, local4), echo(t, local6)}
+	for _, s := range servers {
+		if err := askEcho(s); err != nil {
+			t.Errorf("%s: %v", s, err)
+		}
+	}
+	if calls := m.takeCalls(); len(calls) > 0 {
+		t.Errorf("rules changed before sockets were open: %q", calls)
+	}
+	must(t, p.k.Commit(ctx))
+	if got := m.of(autoName, "nodelocaldns"); !sameRules(got, spec.Plan(PlanOptions{})) {
+		t.Errorf("rules %v", got)
+	}
+	s := p.k.Status()
+	if s.Interface != "nodelocaldns" || s.Kind == "" || !s.Up || len(s.AddressesMissing) > 0 || s.Backend != autoName ||
+		s.Why == "" || !s.RulesInPlace || !s.SocketMatch || !slices.Equal(s.Fallback, spec.Fallback) || !s.Keeper || s.Draining {
+		t.Errorf("status %+v", s)
+	}
+	for k, n := range s.Repairs {
+		if n != 0 {
+			t.Errorf("%d repairs of %s at a start", n, k)
+		}
+	}
+	if len(s.Repairs) != len(RepairKinds()) || len(s.Errors) != len(ErrorTypes()) || s.LastError != "" {
+		t.Errorf("counters %+v", s)
+	}
+}
+
+// A start that cannot go on leaves the node as it was.
+func TestKeeperPrepareFails(t *testing.T) {
+	for _, c := range []struct {
+		name, says string
+		break_     func(t *testing.T, m *memory, s *Spec)
+		counted    ErrorType
+	}{
+		{"wrong spec", "port 0", func(_ *testing.T, _ *memory, s *Spec) { s.Port = 0 }, ""},
+		{"no front end", "no iptables, no nft", func(_ *testing.T, m *memory, _ *Spec) {
+			m.detectErr = errors.New("no iptables, no nft")
+		}, ErrorIPTables},
+		{"foreign link", "br0", func(t *testing.T, _ *memory, _ *Spec) {
+			addLink(t, &netlink.Bridge{}, "br0", "fd00:10::10/128")
+		}, ErrorInterfaceCheck},
+		{"second address fails", "disable_ipv6", func(t *testing.T, _ *memory, _ *Spec) {
+			disableIPv6(t)
+		}, ErrorInterfaceAdd},
+		{"no rights", "NET_ADMIN", func(t *testing.T, _ *memory, _ *Spec) { dropNetAdmin(t) }, ErrorInterfaceAdd},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNamespace(t)
+			m := newMemory()
+			p := newProcess(t, n, m)
+			spec := keeperSpec()
+			c.break_(t, m, &spec)
+			err := p.k.Prepare(context.Background(), spec)
+			if err == nil || !strings.Contains(err.Error(), c.says) {
+				t.Fatalf("error %v", err)
+			}
+			if linkExists(t, "nodelocaldns") {
+				t.Error("the interface is still there")
+			}
+			if r := rolesOf(t, &presence{owner: "nodelocaldns"}); r != nil {
+				t.Errorf("still says that it is there: %v", r)
+			}
+			if c.counted != "" && p.k.Status().Errors[c.counted] != 1 {
+				t.Errorf("counted %v", p.k.Status().Errors)
+			}
+		})
+	}
+}
+
+// A failed Prepare takes off an existing link what it has put there, and nothing else.
+func TestKeeperPrepareFailsOnExisting(t *testing.T) {
+	n := newNamespace(t)
+	disableIPv6(t)
+	addLink(t, &netlink.Bridge{}, "nodelocaldns", "10.1.0.1/24")
+	p := newProcess(t, n, newMemory())
+	if err := p.k.Prepare(context.Background(), keeperSpec()); err == nil {
+		t.Fatal("Prepare succeeded")
+	}
+	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"10.1.0.1/24"}) {
+		t.Errorf("addresses %v", got)
+	}
+}
+
+// Rules that the kernel takes without keeping them, and a lock that is held, are errors of Commit.
+func TestKeeperCommitFails(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	m.forgets = true
+	p := newProcess(t, n, m)
+	ctx := context.Background()
+	must(t, p.k.Prepare(ctx, keeperSpec()))
+	if err := p.k.Commit(ctx); err == nil || !strings.Contains(err.Error(), "not in place") {
+		t.Errorf("rules that were not kept: %v", err)
+	}
+	if s := p.k.Status(); s.RulesInPlace || s.Errors[ErrorIPTables] != 1 {
+		t.Errorf("status %+v", s)
+	}
+	m.set(func() { m.forgets, m.applyErr = false, ErrLocked })
+	if err := p.k.Commit(ctx); !errors.Is(err, ErrLocked) {
+		t.Errorf("a held lock: %v", err)
+	}
+	if s := p.k.Status(); s.Errors[ErrorIPTablesLock] != 1 || !strings.Contains(s.LastError, "xtables") {
+		t.Errorf("status %+v", s)
+	}
+	next := keeperSpec()
+	next.Addresses = []netip.Addr{local4b}
+	must(t, p.k.Prepare(ctx, next))
+	must(t, p.k.Rollback(ctx))
+	// A start that never came to its rules is undone at the end, although on_exit is keep.
+	must(t, p.k.Close(ctx))
+	if linkExists(t, "nodelocaldns") {
+		t.Error("the interface is still there")
+	}
+}
+
+// A held lock at the start keeps nothing back: the rules come as soon as it is free.
+func TestKeeperLockedAtStart(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	m.detectErr, m.noSocket, m.applyErr = ErrLocked, ErrLocked, ErrLocked
+	p := newProcess(t, n, m)
+	ctx := context.Background()
+	spec := keeperSpec()
+	must(t, p.k.Prepare(ctx, spec))
+	if err := p.k.Commit(ctx); !errors.Is(err, ErrLocked) {
+		t.Fatalf("Commit: %v", err)
+	}
+	p.run(n)
+	m.set(func() { m.detectErr = nil })
+	eventually(t, "the front end is chosen", func() bool {
+		s := p.k.Status()
+		return s.Errors[ErrorIPTablesLock] >= 3 && !s.RulesInPlace
+	})
+	m.set(func() { m.noSocket, m.applyErr = nil, nil })
+	eventually(t, "the rules are in place", func() bool {
+		return sameRules(m.of(autoName, "nodelocaldns"), spec.Plan(PlanOptions{})) && p.k.Status().RulesInPlace
+	})
+	if s := p.k.Status(); !s.SocketMatch || len(s.Fallback) != 1 || s.Repairs[RepairRules] != 0 {
+		t.Errorf("status %+v", s)
+	}
+}
+
+// A reload that meets a held lock has its rules as soon as it is free, and that is no repair.
+func TestKeeperLockedAtReload(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	p := newProcess(t, n, m)
+	ctx := context.Background()
+	spec := keeperSpec()
+	p.start(spec)
+	spec.Addresses = []netip.Addr{local4, local4b}
+	m.set(func() { m.detectErr, m.applyErr = ErrLocked, ErrLocked })
+	must(t, p.k.Prepare(ctx, spec))
+	if err := p.k.Commit(ctx); !errors.Is(err, ErrLocked) {
+		t.Fatalf("Commit: %v", err)
+	}
+	must(t, p.k.Rollback(ctx)) // a further reload that fails early changes nothing
+	if s := p.k.Status(); s.RulesInPlace || s.Backend != "" || len(s.AddressesMissing) > 0 {
+		t.Errorf("status %+v", s)
+	}
+	m.set(func() { m.detectErr, m.applyErr = nil, nil })
+	checkNow(t, p)
+	if got := m.of(autoName, "nodelocaldns"); !sameRules(got, spec.Plan(PlanOptions{})) {
+		t.Errorf("rules %v", got)
+	}
+	if s := p.k.Status(); !s.RulesInPlace || s.Repairs[RepairRules] != 0 || s.Backend != autoName {
+		t.Errorf("status %+v", s)
+	}
+	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"10.96.0.10/32", "169.254.25.10/32"}) {
+		t.Errorf("addresses %v", got)
+	}
+	// It had come to serve before: this is no half-made start, which would be undone.
+	must(t, p.k.Close(ctx))
+	if !linkExists(t, "nodelocaldns") {
+		t.Error("the interface was removed")
+	}
+}
+
+func TestKeeperReload(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	p := newProcess(t, n, m)
+	ctx := context.Background()
+	p.start(keeperSpec())
+	first := addrsOn(t, "nodelocaldns")
+
+	next := keeperSpec()
+	next.Addresses = []netip.Addr{local4, local4b}
+	next.Notrack = ChoiceNFTables
+	must(t, p.k.Prepare(ctx, next))
+	if got := addrsOn(t, "nodelocaldns"); len(got) != 3 {
+		t.Errorf("while both are in use: %v", got)
+	}
+	// The server does not start with it.
+	must(t, p.k.Rollback(ctx))
+	must(t, p.k.Rollback(ctx)) // there is nothing more to do
+	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, first) {
+		t.Errorf("after Rollback: %v", got)
+	}
+	if s := p.k.Status(); s.Backend != autoName || !s.RulesInPlace {
+		t.Errorf("after Rollback: %+v", s)
+	}
+	must(t, p.k.Commit(ctx)) // a reload that asks for no setup
+	if got := m.of(autoName, "nodelocaldns"); !sameRules(got, keeperSpec().Plan(PlanOptions{})) {
+		t.Errorf("rules after Rollback and Commit: %v", got)
+	}
+
+	must(t, p.k.Prepare(ctx, next))
+	must(t, p.k.Commit(ctx))
+	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"10.96.0.10/32", "169.254.25.10/32"}) {
+		t.Errorf("after the reload: %v", got)
+	}
+	if got := m.of("memory-nftables", "nodelocaldns"); !sameRules(got, next.Plan(PlanOptions{})) {
+		t.Errorf("rules after the reload: %v", got)
+	}
+	if got := m.of(autoName, "nodelocaldns"); len(got) > 0 {
+		t.Errorf("rules are left in the front end before: %v", got)
+	}
+	if calls := m.takeCalls(); calls[len(calls)-1] != "remove "+autoName {
+		t.Errorf("the old rules were removed before the new ones were there: %q", calls)
+	}
+
+	off := keeperSpec()
+	off.Notrack, off.Fallback = ChoiceOff, nil
+	p.start(off)
+	if got := m.of("memory-nftables", "nodelocaldns"); len(got) > 0 {
+		t.Errorf("rules are left with notrack off: %v", got)
+	}
+	if s := p.k.Status(); s.Backend != "off" || s.SocketMatch || s.Fallback != nil || !s.RulesInPlace {
+		t.Errorf("status with notrack off: %+v", s)
+	}
+
+	other := keeperSpec()
+	other.Interface = "localcache"
+	if err := p.k.Prepare(ctx, other); err == nil || !strings.Contains(err.Error(), "restart") {
+		t.Errorf("another interface: %v", err)
+	}
+	if !linkExists(t, "nodelocaldns") || linkExists(t, "localcache") {
+		t.Error("a refused reload has changed interfaces")
+	}
+}
+
+// Rollback of a first start leaves nothing.
+func TestKeeperRollbackFirst(t *testing.T) {
+	n := newNamespace(t)
+	p := newProcess(t, n, newMemory())
+	ctx := context.Background()
+	must(t, p.k.Prepare(ctx, keeperSpec()))
+	must(t, p.k.Rollback(ctx))
+	if linkExists(t, "nodelocaldns") {
+		t.Error("the interface is still there")
+	}
+	if r := rolesOf(t, &presence{owner: "nodelocaldns"}); r != nil {
+		t.Errorf("still says that it is there: %v", r)
+	}
+	p.start(keeperSpec()) // it can start anew
+	must(t, p.k.Close(ctx))
+}
+
+// Without a socket match there is no fallback, which is said once and shown.
+func TestKeeperNoSocketMatch(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	m.noSocket = errors.New("no module xt_socket")
+	p := newProcess(t, n, m)
+	spec := keeperSpec()
+	p.start(spec)
+	p.start(spec)
+	if got := m.of(autoName, "nodelocaldns"); !sameRules(got, spec.Plan(PlanOptions{NoSocketMatch: true})) {
+		t.Errorf("rules %v", got)
+	}
+	if s := p.k.Status(); s.SocketMatch || s.NoSocketMatch != "no module xt_socket" || s.Fallback != nil || !s.RulesInPlace {
+		t.Errorf("status %+v", s)
+	}
+	var warnings []string
+	for _, l := range p.log.all() {
+		if strings.HasPrefix(l, "WARN") {
+			warnings = append(warnings, l)
+		}
+	}
+	if len(warnings) != 1 || !strings.Contains(warnings[0], "fallback is off") || !strings.Contains(warnings[0], "xt_socket") {
+		t.Errorf("warnings %q", warnings)
+	}
+}
+
+// An interface that others make is neither made nor changed nor removed.
+func TestKeeperUnmanaged(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	p := newProcess(t, n, m)
+	spec := keeperSpec()
+	spec.ManageInterface, spec.OnExit = false, ExitRemove
+	addLink(t, &netlink.Bridge{}, "br0", "169.254.25.10/32")
+	p.start(spec)
+	if s := p.k.Status(); !slices.Equal(s.AddressesMissing, []netip.Addr{local6}) {
+		t.Errorf("status %+v", s)
+	}
+	if lines := p.log.all(); !slices.ContainsFunc(lines, func(l string) bool {
+		return strings.HasPrefix(l, "WARN") && strings.Contains(l, local6.String())
+	}) {
+		t.Errorf("no warning of the missing address: %q", lines)
+	}
+	must(t, p.k.Close(context.Background()))
+	if got := addrsOn(t, "br0"); !slices.Equal(got, []string{"169.254.25.10/32"}) || linkExists(t, "nodelocaldns") {
+		t.Errorf("links were changed: %v", got)
+	}
+	if got := m.of(autoName, "nodelocaldns"); len(got) > 0 {
+		t.Errorf("rules are left: %v", got)
+	}
+}
+
+// Rules that an earlier process has left in another front end are removed once ours are in place.
+func TestKeeperLeftovers(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	m.rules["memory-nftables nodelocaldns"] = keeperSpec().Plan(PlanOptions{})
+	p := newProcess(t, n, m)
+	p.start(keeperSpec())
+	if calls := m.takeCalls(); !slices.Equal(calls, []string{"apply memory-auto normal", "remove memory-nftables"}) {
+		t.Errorf("calls %q", calls)
+	}
+	if s := p.k.Status(); s.Repairs[RepairLeftovers] != 1 {
+		t.Errorf("repairs %v", s.Repairs)
+	}
+}
+
+func TestKeeperEnd(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		exit     ExitPolicy
+		fallback bool
+		drain    bool
+		calls    []string
+		remains  bool
+	}{
+		{"keep", ExitKeep, true, true, []string{"apply memory-auto draining", "apply memory-auto normal"}, true},
+		{"keep without drain", ExitKeep, true, false, nil, true},
+		{"remove", ExitRemove, true, true, []string{"apply memory-auto draining", "remove memory-auto"}, false},
+		{"no fallback", ExitRemove, false, true, []string{"remove memory-auto"}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNamespace(t)
+			m := newMemory()
+			p := newProcess(t, n, m)
+			ctx := context.Background()
+			spec := keeperSpec()
+			spec.OnExit = c.exit
+			if !c.fallback {
+				spec.Fallback = nil
+			}
+			p.start(spec)
+			m.takeCalls()
+			if c.drain {
+				must(t, p.k.Drain(ctx))
+				if got := p.k.Status().Draining; got != c.fallback {
+					t.Errorf("draining: %v", got)
+				}
+				must(t, p.k.checkRules(ctx)) // does not mend what Drain has done
+			}
+			must(t, p.k.Close(ctx))
+			must(t, p.k.Close(ctx))
+			if calls := m.takeCalls(); !slices.Equal(calls, c.calls) {
+				t.Errorf("calls %q", calls)
+			}
+			if got := linkExists(t, "nodelocaldns"); got != c.remains {
+				t.Errorf("the interface remains: %v", got)
+			}
+			if r := rolesOf(t, &presence{owner: "nodelocaldns"}); r != nil {
+				t.Errorf("still says that it is there: %v", r)
+			}
+			if err := p.k.Prepare(ctx, spec); !errors.Is(err, errClosed) {
+				t.Errorf("Prepare after Close: %v", err)
+			}
+		})
+	}
+}
+
+// What cannot be removed is reported, and the rest is removed all the same.
+func TestKeeperCloseFails(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	p := newProcess(t, n, m)
+	spec := keeperSpec()
+	spec.OnExit = ExitRemove
+	p.start(spec)
+	m.set(func() { m.removeErr = unix.EPERM })
+	if err := p.k.Close(context.Background()); !errors.Is(err, unix.EPERM) {
+		t.Errorf("error %v", err)
+	}
+	if linkExists(t, "nodelocaldns") {
+		t.Error("the interface is still there")
+	}
+}

@@ -1,0 +1,88 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// The comments by which node-cache's rules are known. They
+// stand in the kernel's own chains.
+const (
+	nodeCacheNoTrack = "NodeLocal DNS Cache: skip conntrack"
+	nodeCacheAccept  = "NodeLocal DNS Cache: allow DNS traffic"
+)
+
+// leftovers returns those of a chain's lines that node-cache has put there for one of the addresses, or
+// with none given for any. They keep queries out of connection tracking whether a socket is open or
+// not, and so out of the fallback.
+func leftovers(lines []ruleLine, addrs []netip.Addr) []ruleLine {
+	var found []ruleLine
+	for _, l := range lines {
+		if c := l.option("--comment"); c != nodeCacheNoTrack && c != nodeCacheAccept {
+			continue
+		}
+		ours := len(addrs) == 0
+		for _, o := range []string{l.option("-s"), l.option("-d")} {
+			a, err := netip.ParseAddr(canonicalWord(o))
+			ours = ours || err == nil && slices.Contains(addrs, a)
+		}
+		if ours {
+			found = append(found, l)
+		}
+	}
+	return found
+}
+
+// leftoverNames names the leftovers for Check.
+func leftoverNames(h Hook, lines []ruleLine, addrs []netip.Addr) []string {
+	if len(addrs) == 0 {
+		return nil
+	}
+	var names []string
+	for _, l := range leftovers(lines, addrs) {
+		names = append(names, fmt.Sprintf("%s: rule of node-cache %s", h, l))
+	}
+	return names
+}
+
+// removeLeftovers removes the rules of node-cache for the addresses, or with none given all of them,
+// through each of the programs, and names what it removed.
+func removeLeftovers(ctx context.Context, programs []*xtablesProgram, addrs []netip.Addr) (removed []string, err error) {
+	var errs []error
+	for _, x := range programs {
+		tables := make(map[string][]ruleLine)
+		for _, h := range Hooks() {
+			table, chain := h.split()
+			if table == "nat" || !x.loaded(table) {
+				continue // node-cache has no rules there
+			}
+			if _, read := tables[table]; !read {
+				lines, err := x.list(ctx, table, "")
+				if err != nil && x.v6 && !errors.Is(err, ErrLocked) && ctx.Err() == nil {
+					break // a kernel without IPv6 has no rules of it
+				}
+				if err != nil {
+					errs = append(errs, fmt.Errorf("look for rules of node-cache: %w", err))
+					if errors.Is(err, ErrLocked) || ctx.Err() != nil {
+						return removed, errors.Join(errs...)
+					}
+				}
+				tables[table] = lines
+			}
+			for _, l := range leftovers(tables[table], addrs) {
+				if l.Chain != chain {
+					continue
+				}
+				if err := x.deleteRule(ctx, table, chain, l.Args); err != nil {
+					errs = append(errs, fmt.Errorf("remove a rule of node-cache: %w", err))
+					continue
+				}
+				removed = append(removed, fmt.Sprintf("%s %s: rule of node-cache %s", x.path, table, l))
+			}
+		}
+	}
+	return removed, errors.Join(errs...)
+}

@@ -1,0 +1,128 @@
+package nodenet
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// nodeCacheRules makes node-cache's twelve rules for an address with a program of iptables.
+func nodeCacheRules(t *testing.T, program, addr string) {
+	t.Helper()
+	need(t, program)
+	sh(t, fmt.Sprintf(`P='%s -w'; A=%s
+skip='-m comment --comment "%s"'; allow='-m comment --comment "%s"'
+for p in udp tcp; do
+eval $P -t raw -I PREROUTING -d $A -p $p -m $p --dport 53 $skip -j NOTRACK
+eval $P -t raw -I OUTPUT -s $A -p $p -m $p --sport 53 $skip -j NOTRACK
+eval $P -t raw -I OUTPUT -d $A -p $p -m $p --dport 53 $skip -j NOTRACK
+eval $P -t filter -I INPUT -d $A -p $p -m $p --dport 53 $allow -j ACCEPT
+eval $P -t filter -I OUTPUT -s $A -p $p -m $p --sport 53 $allow -j ACCEPT
+done
+eval $P -t raw -I OUTPUT -d $A -p tcp -m tcp --dport 9254 $skip -j NOTRACK
+eval $P -t raw -I OUTPUT -s $A -p tcp -m tcp --sport 9254 $skip -j NOTRACK`, program, addr, nodeCacheNoTrack, nodeCacheAccept))
+}
+
+// TestLeftovers has each front end remove node-cache's rules on its own addresses at Apply, in both
+// variants, and all of them at RemoveNodeCache.
+func TestLeftovers(t *testing.T) {
+	for _, backend := range backends {
+		t.Run(backend, func(t *testing.T) {
+			newNamespace(t)
+			foreignRules(t)
+			before := ruleset(t)
+			for _, v := range []string{"nft", "legacy"} {
+				nodeCacheRules(t, "iptables-"+v, "169.254.25.10")
+				nodeCacheRules(t, "iptables-"+v, "169.254.20.10")
+				nodeCacheRules(t, "ip6tables-"+v, "fd00:25::10")
+			}
+			fw := openBackend(t, backend, "lc0")
+			full := ruleset(t)
+			apply(t, fw, nil)
+			if s := ruleset(t); s != full {
+				t.Errorf("Apply of no rules changed\n%s\nto\n%s", full, s)
+			}
+			rules := testSpec().Plan(PlanOptions{})
+			diffs, err := fw.Check(testContext(t), rules)
+			all := strings.Join(diffs, "\n")
+			want := []string{"IPv4 raw/PREROUTING: rule of node-cache", "IPv6 filter/OUTPUT: rule of node-cache"}
+			if backend == nameNFTables {
+				want = []string{"table ip raw: rule of node-cache in chain PREROUTING", "table ip6 filter: rule of node-cache in chain OUTPUT"}
+			}
+			for _, w := range want {
+				if err != nil || strings.Count(all, "rule of node-cache") != 24 || !strings.Contains(all, w) {
+					t.Errorf("Check: %v\n%s\nwant 24 rules of node-cache, and %q", err, all, w)
+				}
+			}
+			apply(t, fw, rules)
+			clean(t, fw, rules)
+			after := ruleset(t)
+			for _, l := range strings.Split(after, "\n") {
+				if strings.Contains(l, "NodeLocal DNS Cache") && (strings.Contains(l, "169.254.25.10") || strings.Contains(l, "fd00:25::10")) {
+					t.Errorf("still there: %s", l)
+				}
+			}
+			saved, _, _ := strings.Cut(after, "== nft")
+			if n := strings.Count(saved, "NodeLocal DNS Cache"); n != 24 {
+				t.Errorf("%d rules of node-cache for the other address, want its 24", n)
+			}
+			if _, err := fw.Remove(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			saved, _, _ = strings.Cut(ruleset(t), "== nft")
+			if n := strings.Count(saved, "NodeLocal DNS Cache"); n != 24 {
+				t.Errorf("%d rules of node-cache after Remove, want the 24 of an address that is not ours", n)
+			}
+			if _, err := fw.RemoveNodeCache(testContext(t)); err != nil {
+				t.Error(err)
+			}
+			if s := ruleset(t); s != before {
+				t.Errorf("after RemoveNodeCache\n%s\nwant\n%s", s, before)
+			}
+		})
+	}
+}
+
+// TestLeftoversWithoutPrograms is TestLeftovers for an image that has no programs. What is in
+// iptables-legacy is out of reach.
+func TestLeftoversWithoutPrograms(t *testing.T) {
+	newNamespace(t)
+	foreignRules(t)
+	before := ruleset(t)
+	nodeCacheRules(t, "iptables-nft", "169.254.25.10")
+	nodeCacheRules(t, "iptables-nft", "169.254.20.10")
+	nodeCacheRules(t, "ip6tables-nft", "fd00:25::10")
+	fw := newNFTables("lc0", nil)
+	rules := testSpec().Plan(PlanOptions{})
+	apply(t, fw, rules)
+	clean(t, fw, rules)
+	saved, _, _ := strings.Cut(ruleset(t), "== nft")
+	if n := strings.Count(saved, "NodeLocal DNS Cache"); n != 12 {
+		t.Errorf("%d rules of node-cache are left, want the 12 of the other address", n)
+	}
+	if removed, err := fw.Remove(testContext(t)); err != nil || len(removed) != 1 {
+		t.Errorf("Remove: %q, %v, want the table", removed, err)
+	}
+	removed, err := fw.RemoveNodeCache(testContext(t))
+	if err != nil || len(removed) != 12 {
+		t.Errorf("RemoveNodeCache: %q, %v, want 12 rules", removed, err)
+	}
+	if s := ruleset(t); s != before {
+		t.Errorf("after Remove\n%s\nwant\n%s", s, before)
+	}
+}
+
+// An image without programs cannot look into iptables-legacy, and a teardown says so where there is
+// something to look into.
+func TestTeardownTellsOfUnseenLegacyTables(t *testing.T) {
+	newNamespace(t)
+	nodeCacheRules(t, "iptables-legacy", "169.254.25.10")
+	t.Setenv("PATH", t.TempDir())
+	r := Teardown(testContext(t), TeardownConfig{Log: newTestLog(t)})
+	for _, i := range r.Items {
+		if i.Where == nameIPTablesLegacy && strings.Contains(i.Note, "raw") && strings.Contains(i.Note, "filter") {
+			return
+		}
+	}
+	t.Errorf("the report says nothing of the tables of iptables-legacy: %v", r.Items)
+}

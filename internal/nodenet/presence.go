@@ -1,0 +1,320 @@
+package nodenet
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Several localcache processes share a node's network while one takes over from another, in pods that
+// share no file system and see no process of each other. They meet in the abstract names of unix
+// sockets (unix(7)): those belong to the network namespace, which is the very thing that is shared, and
+// vanish with the process, however it dies. Nobody ever connects to these sockets; a name in
+// /proc/net/unix says it all:
+//
+//	@localcache/OWNER/present/START/PID   the process uses the owner's interface and rules
+//	@localcache/OWNER/keeper/START/PID    its sockets are open: it is ready to keep the rules
+//	@localcache/OWNER/lock                held during a change that depends on who else is there
+//
+// START is CLOCK_BOOTTIME in nanoseconds at which the name was taken, in 16 hexadecimal digits, and PID
+// the process's number in its own PID namespace. The newest keeper keeps the rules: two that repaired
+// would set them back and forth where their specs differ. It is the newest, because an upgrade's new
+// wishes have to win, and older ones take over when it is gone. A process that is only present, one
+// that never comes to serve for instance, keeps others from removing what it needs, but does not stop
+// their repairs.
+//
+// Any process in the namespace can take such a name. It can then keep localcache from repairing or
+// removing, as it could from serving by taking port 53; it cannot make it do anything else. Names with
+// a START in the future are not believed, so that no name is the newest for ever.
+
+// peerRole is what a process says of itself.
+type peerRole string
+
+const (
+	rolePresent peerRole = "present"
+	roleKeeper  peerRole = "keeper"
+)
+
+const (
+	presencePrefix = "localcache/"
+	presenceLock   = "lock"
+)
+
+// peer is one name that was read.
+type peer struct {
+	role  peerRole
+	start uint64 // CLOCK_BOOTTIME, ns
+	pid   int    // in the process's own PID namespace
+	inode uint64 // of the socket; 0 for a name of our own
+}
+
+func (p peer) name(owner string) string {
+	return fmt.Sprintf("%s%s/%s/%016x/%d", presencePrefix, owner, p.role, p.start, p.pid)
+}
+
+// compare orders by age, the oldest first.
+func (p peer) compare(q peer) int {
+	if p.start != q.start {
+		if p.start < q.start {
+			return -1
+		}
+		return 1
+	}
+	return p.pid - q.pid
+}
+
+// parsePeer reads a name without its leading @.
+func parsePeer(name, owner string) (peer, bool) {
+	rest, ok := strings.CutPrefix(name, presencePrefix+owner+"/")
+	if !ok {
+		return peer{}, false
+	}
+	f := strings.Split(rest, "/")
+	if len(f) != 3 || len(f[1]) != 16 || f[0] != string(rolePresent) && f[0] != string(roleKeeper) {
+		return peer{}, false
+	}
+	start, err := strconv.ParseUint(f[1], 16, 64)
+	if err != nil {
+		return peer{}, false
+	}
+	pid, err := strconv.ParseUint(f[2], 10, 31)
+	if err != nil {
+		return peer{}, false
+	}
+	p := peer{role: peerRole(f[0]), start: start, pid: int(pid)}
+	// What is written otherwise than we write it (a sign, capitals) is not one of ours.
+	return p, p.name(owner) == name
+}
+
+// maxUnixLines bounds what is read of /proc/net/unix; a node with more unix sockets has other troubles.
+const maxUnixLines = 1 << 20
+
+// parseUnixTable reads the names of peers from a table in the format of proc_pid_net(5): after a
+// heading, lines of "Num RefCount Protocol Flags Type St Inode Path", where Path of an abstract name
+// begins with @. Lines that do not have that form are skipped: a path may hold anything but NUL, line
+// breaks too.
+func parseUnixTable(r io.Reader, owner string) ([]peer, error) {
+	var peers []peer
+	br := bufio.NewReader(r)
+	for range maxUnixLines {
+		// A line that is longer than the reader's buffer cannot be one of ours; its rest is skipped.
+		line, long, err := br.ReadLine()
+		for more := long; more && err == nil; {
+			_, more, err = br.ReadLine()
+		}
+		if errors.Is(err, io.EOF) {
+			return peers, nil
+		}
+		if err != nil {
+			return peers, err
+		}
+		// Inode and path are the last two fields; no name of ours has a space in it.
+		f := bytes.Fields(line)
+		if long || len(f) != 8 {
+			continue
+		}
+		name, ok := strings.CutPrefix(string(f[7]), "@")
+		if !ok {
+			continue
+		}
+		inode, err := strconv.ParseUint(string(f[6]), 10, 64)
+		if err != nil {
+			continue
+		}
+		if p, ok := parsePeer(name, owner); ok {
+			p.inode = inode
+			peers = append(peers, p)
+		}
+	}
+	return peers, fmt.Errorf("more than %d unix sockets: the rest was not read", maxUnixLines)
+}
+
+// presence is what one process says of itself to the others of its owner in the network namespace of
+// the calling thread. It is not safe for concurrent use.
+type presence struct {
+	owner   string
+	present *nameSocket // nil before join
+	keeper  *nameSocket // nil before keep
+}
+
+// nameSocket is an abstract name that is held.
+type nameSocket struct {
+	peer peer
+	fd   int
+}
+
+// join takes part: from now on, others remove nothing that the owner has. It may be repeated.
+func (p *presence) join() (err error) {
+	if p.present == nil {
+		p.present, err = p.take(rolePresent)
+	}
+	return err
+}
+
+// keep says that this process keeps the rules unless a newer one does. It may be repeated.
+func (p *presence) keep() (err error) {
+	if p.keeper == nil {
+		p.keeper, err = p.take(roleKeeper)
+	}
+	return err
+}
+
+// leave gives up both names.
+func (p *presence) leave() error {
+	var errs []error
+	for _, s := range []*nameSocket{p.keeper, p.present} {
+		if s != nil {
+			errs = append(errs, unix.Close(s.fd))
+		}
+	}
+	p.keeper, p.present = nil, nil
+	return errors.Join(errs...)
+}
+
+func (p *presence) take(role peerRole) (*nameSocket, error) {
+	// Two Keepers of one process may ask in the same nanosecond, where the clock is coarse.
+	for range 10 {
+		now, err := boottime()
+		if err != nil {
+			return nil, err
+		}
+		s := &nameSocket{peer: peer{role: role, start: now, pid: os.Getpid()}}
+		s.fd, err = bindAbstract(s.peer.name(p.owner))
+		if err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return nil, &SetupError{ErrorPresence, err}
+		}
+	}
+	return nil, &SetupError{ErrorPresence, fmt.Errorf("no free name for this process among %s's", p.owner)}
+}
+
+// others lists the processes that are there beside this one, the oldest first. A process that keeps
+// rules appears twice, once for each role.
+func (p *presence) others() ([]peer, error) {
+	now, err := boottime()
+	if err != nil {
+		return nil, err
+	}
+	// thread-self and not self: the namespace is the thread's.
+	f, err := os.Open("/proc/thread-self/net/unix")
+	if err != nil {
+		return nil, &SetupError{ErrorPresence, fmt.Errorf("look for other localcache processes: %w", err)}
+	}
+	defer f.Close()
+	peers, err := parseUnixTable(f, p.owner)
+	if err != nil {
+		return nil, &SetupError{ErrorPresence, fmt.Errorf("look for other localcache processes: %w", err)}
+	}
+	peers = slices.DeleteFunc(peers, func(q peer) bool { return q.start > now || p.isOwn(q) })
+	slices.SortFunc(peers, peer.compare)
+	return peers, nil
+}
+
+func (p *presence) isOwn(q peer) bool {
+	for _, s := range []*nameSocket{p.present, p.keeper} {
+		if s != nil && s.peer.name(p.owner) == q.name(p.owner) {
+			return true
+		}
+	}
+	return false
+}
+
+// newer returns the newest of peers that keeps rules and began to after this process did, or before it
+// has begun at all.
+func (p *presence) newer(peers []peer) (peer, bool) {
+	for _, q := range slices.Backward(peers) {
+		if q.role == roleKeeper && (p.keeper == nil || q.compare(p.keeper.peer) > 0) {
+			return q, true
+		}
+	}
+	return peer{}, false
+}
+
+// Bounds of the wait for the lock. Its holder may itself wait for the xtables lock; one that holds it
+// longer than that is stuck or an impostor, and must not stop us.
+const (
+	presenceWait     = 10 * time.Second
+	presenceFirstTry = 5 * time.Millisecond
+	presenceLastTry  = 100 * time.Millisecond
+)
+
+// errLockBusy says that the lock was not to be had in time.
+var errLockBusy = errors.New("another localcache process is changing the node's network and does not come to an end")
+
+// lock waits for the owner's lock, at most presenceWait. The returned func gives it back and is never nil;
+// after an error there was no lock to give back.
+func (p *presence) lock(ctx context.Context) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, presenceWait)
+	defer cancel()
+	for pause := presenceFirstTry; ; pause = min(2*pause, presenceLastTry) {
+		fd, err := bindAbstract(presencePrefix + p.owner + "/" + presenceLock)
+		if err == nil {
+			return func() { unix.Close(fd) }, nil // nothing is lost when close fails: the name goes with the process
+		}
+		if !errors.Is(err, unix.EADDRINUSE) {
+			return func() {}, &SetupError{ErrorPresence, err}
+		}
+		select {
+		case <-ctx.Done():
+			return func() {}, &SetupError{ErrorPresence, errLockBusy}
+		case <-time.After(pause):
+		}
+	}
+}
+
+// bindAbstract holds an abstract name until the descriptor is closed. The socket never listens, so that
+// nobody can leave anything in it, and is not inherited by the tools that are run.
+func bindAbstract(name string) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open a unix socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrUnix{Name: "@" + name}); err != nil {
+		unix.Close(fd)
+		return -1, fmt.Errorf("take the abstract name %s: %w", name, err)
+	}
+	return fd, nil
+}
+
+func boottime() (uint64, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0, &SetupError{ErrorPresence, fmt.Errorf("read CLOCK_BOOTTIME: %w", err)}
+	}
+	return uint64(ts.Nano()), nil
+}
+
+// describePeers names processes for people, each once. A process in another PID namespace goes by the
+// number that it has there.
+func describePeers(procfs string, peers []peer) string {
+	var inodes []uint64
+	for _, p := range peers {
+		inodes = append(inodes, p.inode)
+	}
+	owners := socketOwners(procfs, inodes)
+	var names []string
+	for _, p := range peers {
+		name := fmt.Sprintf("pid %d of another container", p.pid)
+		if pid := owners[p.inode]; pid != 0 {
+			comm, _ := os.ReadFile(filepath.Join(procfs, strconv.Itoa(pid), "comm")) // "" is good enough
+			name = fmt.Sprintf("%s (pid %d)", strings.TrimSpace(string(comm)), pid)
+		}
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,178 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const unixTable = `Num       RefCount Protocol Flags    Type St Inode Path
+0000000000000000: 00000002 00000000 00000000 0001 01  1001 @localcache/nodelocaldns/present/00000000000000ff/7
+0000000000000000: 00000002 00000000 00000000 0001 01  1002 @localcache/nodelocaldns/keeper/0000000000000100/7
+0000000000000000: 00000002 00000000 00010000 0001 01  1003 /run/systemd/private
+0000000000000000: 00000003 00000000 00000000 0001 03  1004
+0000000000000000: 00000002 00000000 00000000 0001 01  1005 @localcache/localcache/present/00000000000000ff/8
+0000000000000000: 00000002 00000000 00000000 0001 01  1006 @localcache/nodelocaldns/lock
+0000000000000000: 00000002 00000000 00000000 0001 01  1007 localcache/nodelocaldns/present/00000000000000ff/9
+0000000000000000: 00000002 00000000 00000000 0001 01  1008 @localcache/nodelocaldns/present/00000000000000FF/9
+0000000000000000: 00000002 00000000 00000000 0001 01  1009 @localcache/nodelocaldns/present/00000000000000ff/+9
+0000000000000000: 00000002 00000000 00000000 0001 01  1010 @localcache/nodelocaldns/present/00000000000000ff/9/9
+0000000000000000: 00000002 00000000 00000000 0001 01  1011 @localcache/nodelocaldns/chief/00000000000000ff/9
+0000000000000000: 00000002 00000000 00000000 0001 01  1012 /run/with space @localcache/nodelocaldns/present/00000000000000ff/9
+`
+
+func TestParseUnixTable(t *testing.T) {
+	long := "0: 2 0 0 1 01 1013 /" + strings.Repeat("x", 10_000) + "\n" +
+		"0: 2 0 0 1 01 1014 @localcache/nodelocaldns/present/0000000000000101/10\n"
+	// What follows in a line that is longer than a buffer is not a line, whatever it looks like.
+	long += "0: 2 0 0 1 01 1015 /" + strings.Repeat("x", 4096-20) +
+		"0: 2 0 0 1 01 1016 @localcache/nodelocaldns/present/0000000000000101/11\n"
+	peers, err := parseUnixTable(strings.NewReader(unixTable+long), "nodelocaldns")
+	must(t, err)
+	want := []peer{{rolePresent, 0xff, 7, 1001}, {roleKeeper, 0x100, 7, 1002}, {rolePresent, 0x101, 10, 1014}}
+	if !slices.Equal(peers, want) {
+		t.Errorf("found %+v\nof    %+v", peers, want)
+	}
+}
+
+func FuzzParseUnixTable(f *testing.F) {
+	f.Add(unixTable, "nodelocaldns")
+	f.Add("\n\n0: 2 0 0 1 01 5 @localcache//present/0000000000000000/0", "")
+	f.Fuzz(func(t *testing.T, table, owner string) {
+		peers, err := parseUnixTable(strings.NewReader(table), owner)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range peers {
+			if name := p.name(owner); !strings.Contains(table, "@"+name) {
+				t.Errorf("%q is not in the table", name)
+			}
+			if p.start == 0 && p.pid < 0 {
+				t.Errorf("impossible peer %+v", p)
+			}
+		}
+	})
+}
+
+// rolesOf lists what others say, for comparison.
+func rolesOf(t *testing.T, p *presence) []peerRole {
+	t.Helper()
+	peers, err := p.others()
+	must(t, err)
+	var roles []peerRole
+	for _, q := range peers {
+		roles = append(roles, q.role)
+	}
+	return roles
+}
+
+func TestPresence(t *testing.T) {
+	newNamespace(t)
+	a, b := &presence{owner: "nodelocaldns"}, &presence{owner: "nodelocaldns"}
+	stranger := &presence{owner: "localcache"}
+	must(t, a.join())
+	must(t, a.join()) // a second time is the same
+	if r := rolesOf(t, a); r != nil {
+		t.Errorf("alone, but sees %v", r)
+	}
+	if r := rolesOf(t, b); !slices.Equal(r, []peerRole{rolePresent}) {
+		t.Errorf("one that has not joined sees %v", r)
+	}
+	must(t, b.join())
+	must(t, a.keep())
+	must(t, b.keep())
+	must(t, stranger.join())
+	if r := rolesOf(t, a); !slices.Equal(r, []peerRole{rolePresent, roleKeeper}) {
+		t.Errorf("a sees %v", r)
+	}
+	for _, c := range []struct {
+		p    *presence
+		want bool
+	}{{a, true}, {b, false}} {
+		peers, err := c.p.others()
+		must(t, err)
+		if _, older := c.p.newer(peers); older != c.want {
+			t.Errorf("a newer one: %v, of %v", older, c.want)
+		}
+	}
+	peers, err := a.others()
+	must(t, err)
+	want := fmt.Sprintf("(pid %d)", os.Getpid())
+	if s := describePeers("/proc", peers); !strings.Contains(s, want) || strings.Count(s, "pid") != 1 {
+		t.Errorf("described as %q", s)
+	}
+	if s := describePeers(t.TempDir(), peers[:1]); !strings.Contains(s, "another container") {
+		t.Errorf("one that cannot be seen is described as %q", s)
+	}
+
+	// Another network namespace is another node.
+	newPod(t).do(func() {
+		if peers, err := (&presence{owner: "nodelocaldns"}).others(); err != nil || len(peers) > 0 {
+			t.Errorf("from another namespace: %v, error %v", peers, err)
+		}
+	})
+	must(t, b.leave())
+	if r := rolesOf(t, a); r != nil {
+		t.Errorf("after the other left, a sees %v", r)
+	}
+	must(t, a.leave())
+	must(t, stranger.leave())
+}
+
+// A tool that a process has started does not stand for it when it is dead.
+func TestPresenceNotInherited(t *testing.T) {
+	newNamespace(t)
+	a := &presence{owner: "nodelocaldns"}
+	must(t, a.join())
+	cmd := exec.Command("sleep", "60")
+	must(t, cmd.Start())
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	must(t, a.leave())
+	if r := rolesOf(t, a); r != nil {
+		t.Errorf("still there: %v", r)
+	}
+}
+
+// A name from the future, which would be the newest for ever, is not believed.
+func TestPresenceFuture(t *testing.T) {
+	newNamespace(t)
+	now, err := boottime()
+	must(t, err)
+	fake := &nameSocket{peer: peer{role: roleKeeper, start: now + uint64(time.Hour), pid: 1}}
+	fake.fd, err = bindAbstract(fake.peer.name("nodelocaldns"))
+	must(t, err)
+	squatter := &presence{owner: "nodelocaldns", keeper: fake}
+	defer squatter.leave()
+	if r := rolesOf(t, &presence{owner: "nodelocaldns"}); r != nil {
+		t.Errorf("believed: %v", r)
+	}
+}
+
+func TestPresenceLock(t *testing.T) {
+	newNamespace(t)
+	ctx := context.Background()
+	a, b := &presence{owner: "nodelocaldns"}, &presence{owner: "nodelocaldns"}
+	unlock, err := a.lock(ctx)
+	must(t, err)
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	nothing, err := b.lock(short)
+	if !errors.Is(err, errLockBusy) {
+		t.Errorf("a held lock: %v", err)
+	}
+	nothing()
+	other, err := (&presence{owner: "localcache"}).lock(ctx)
+	must(t, err)
+	other()
+	time.AfterFunc(100*time.Millisecond, unlock)
+	unlock, err = b.lock(ctx)
+	must(t, err)
+	unlock()
+}

@@ -1,0 +1,162 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+)
+
+// DefaultOwners are the interface names that localcache uses when none is given: node-cache's, whose
+// place it takes, and its own.
+func DefaultOwners() []string { return []string{"nodelocaldns", "localcache"} }
+
+// stepTimeout bounds each step of a teardown. It is longer than the wait for the xtables lock.
+const stepTimeout = 10 * time.Second
+
+// TeardownConfig says what a Teardown removes.
+type TeardownConfig struct {
+	// Interfaces are the owners; none stands for DefaultOwners.
+	Interfaces []string
+	// Addresses are removed from an interface of the name that may not be deleted. Where the interface
+	// is localcache's own they need not be named.
+	Addresses []netip.Addr
+	// Force removes even what a living localcache process uses. It will put it back, unless it is about
+	// to end.
+	Force bool
+	Log   Logger
+	// All lists the front ends; nil is AllFirewalls.
+	All func(ctx context.Context, owner string) []Firewall
+}
+
+// Item is one step of a teardown.
+type Item struct {
+	Owner   string
+	Where   string   // a front end's name, "interface", or "processes"
+	Removed []string // what was there and is gone
+	Note    string   // why something was left on purpose
+	Err     error    // why something could not be removed
+}
+
+func (i Item) String() string {
+	var parts []string
+	if len(i.Removed) > 0 {
+		parts = append(parts, "removed "+strings.Join(i.Removed, ", "))
+	}
+	if i.Note != "" {
+		parts = append(parts, "left in place: "+i.Note)
+	}
+	if i.Err != nil {
+		parts = append(parts, "failed: "+i.Err.Error())
+	}
+	if len(parts) == 0 {
+		parts = []string{"nothing to remove"}
+	}
+	return fmt.Sprintf("%s: %s: %s", i.Owner, i.Where, strings.Join(parts, "; "))
+}
+
+// Report is what a teardown did, in its order.
+type Report struct{ Items []Item }
+
+// Err joins what could not be done; nil means that nothing of localcache is left but for what a Note
+// tells.
+func (r Report) Err() error {
+	var errs []error
+	for _, i := range r.Items {
+		if i.Err != nil {
+			errs = append(errs, fmt.Errorf("%s: %s: %w", i.Owner, i.Where, i.Err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Removed tells whether anything was there to be removed.
+func (r Report) Removed() bool {
+	for _, i := range r.Items {
+		if len(i.Removed) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// InUseError says that a localcache process is alive whose network was to be removed.
+type InUseError struct{ Processes string }
+
+func (e *InUseError) Error() string {
+	return fmt.Sprintf("in use by %s: end it first, or force the removal", e.Processes)
+}
+
+// Teardown removes everything that any version of localcache, or node-cache before it, has made for the
+// given owners: the rules in every front end, then the interface. It goes on after a failure, does each
+// step in bounded time, and reports all of them.
+func Teardown(ctx context.Context, cfg TeardownConfig) Report {
+	if cfg.All == nil {
+		cfg.All = AllFirewalls
+	}
+	owners := cfg.Interfaces
+	if len(owners) == 0 {
+		owners = DefaultOwners()
+	}
+	var r Report
+	if tables := unseenLegacyTables(ctx); len(tables) > 0 {
+		r.Items = append(r.Items, Item{Owner: "every owner", Where: nameIPTablesLegacy,
+			Note: fmt.Sprintf("the tables %s, in which there may be rules of node-cache: iptables-legacy is not in PATH to look into them", strings.Join(tables, ", "))})
+	}
+	for _, owner := range owners {
+		if err := checkInterfaceName(owner); err != nil {
+			r.Items = append(r.Items, Item{Owner: owner, Where: "interface", Err: err})
+			continue
+		}
+		r.Items = append(r.Items, teardownOwner(ctx, cfg, owner)...)
+	}
+	return r
+}
+
+func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item {
+	var items []Item
+	others := Item{Owner: owner, Where: "processes"}
+	// This process takes no part: it has no use for what it removes. A starting one waits for the lock.
+	p := &presence{owner: owner}
+	unlock, err := p.lock(ctx)
+	defer unlock()
+	if err != nil && !cfg.Force {
+		others.Err = err
+		return append(items, others)
+	}
+	switch peers, err := p.others(); {
+	case cfg.Force:
+	case err != nil:
+		others.Err = fmt.Errorf("%w: whether it is in use is not known; force the removal where it is not", err)
+		return append(items, others)
+	case len(peers) > 0:
+		others.Err = &InUseError{Processes: describePeers("/proc", peers)}
+		return append(items, others)
+	}
+
+	// The rules go first: without them the address still answers, but not the other way round.
+	for _, fw := range allWithin(ctx, cfg, owner) {
+		i := Item{Owner: owner, Where: fw.Name()}
+		stepCtx, cancel := context.WithTimeout(ctx, stepTimeout)
+		var errs [2]error
+		var nodeCache []string
+		i.Removed, errs[0] = fw.Remove(stepCtx)
+		nodeCache, errs[1] = fw.RemoveNodeCache(stepCtx)
+		i.Removed, i.Err = append(i.Removed, nodeCache...), errors.Join(errs[:]...)
+		cancel()
+		items = append(items, i)
+	}
+	i := Item{Owner: owner, Where: "interface"}
+	if i.Err = ctx.Err(); i.Err == nil {
+		i.Removed, i.Note, i.Err = newLink(owner, cfg.Log).remove(cfg.Addresses)
+	}
+	return append(items, i)
+}
+
+func allWithin(ctx context.Context, cfg TeardownConfig, owner string) []Firewall {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	return cfg.All(ctx, owner)
+}

@@ -1,0 +1,95 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func lines(r Report) []string {
+	var s []string
+	for _, i := range r.Items {
+		s = append(s, i.String())
+	}
+	return s
+}
+
+func TestTeardown(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	ctx := context.Background()
+	cfg := TeardownConfig{Log: newTestLog(t), All: m.all}
+	if r := Teardown(ctx, cfg); r.Err() != nil || r.Removed() || len(r.Items) != 6 {
+		t.Errorf("where there is nothing: %q", lines(r))
+	}
+
+	p := newProcess(t, n, m)
+	p.start(keeperSpec())
+	m.set(func() { m.rules["memory-nftables nodelocaldns"] = keeperSpec().Plan(PlanOptions{}) })
+	addLink(t, &netlink.Bridge{}, "localcache", "10.1.0.1/24", "169.254.20.10/32")
+
+	r := Teardown(ctx, cfg)
+	var used *InUseError
+	if !errors.As(r.Err(), &used) || !strings.Contains(used.Processes, fmt.Sprintf("(pid %d)", os.Getpid())) {
+		t.Errorf("while a process is alive: %v", r.Err())
+	}
+	if !linkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) == 0 {
+		t.Error("what is in use was removed")
+	}
+
+	p.die()
+	r = Teardown(ctx, cfg)
+	must(t, r.Err())
+	kind := p.k.Status().Kind
+	count := len(keeperSpec().Plan(PlanOptions{}))
+	want := []string{
+		fmt.Sprintf("nodelocaldns: memory-auto: removed %d rules", count),
+		fmt.Sprintf("nodelocaldns: memory-nftables: removed %d rules", count),
+		fmt.Sprintf("nodelocaldns: interface: removed interface nodelocaldns (%s)", kind),
+		"localcache: memory-auto: nothing to remove",
+		"localcache: memory-nftables: nothing to remove",
+		"localcache: interface: left in place: it carries 10.1.0.1/24, which localcache did not put there",
+	}
+	if got := lines(r); !slices.Equal(got, want) {
+		t.Errorf("report\n%s\nof\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if linkExists(t, "nodelocaldns") || !linkExists(t, "localcache") {
+		t.Error("links are not those of the report")
+	}
+}
+
+func TestTeardownForce(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	p := newProcess(t, n, m)
+	p.start(keeperSpec())
+	r := Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.all, Force: true, Interfaces: []string{"nodelocaldns"}})
+	must(t, r.Err())
+	if linkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
+		t.Errorf("something is left: %q", lines(r))
+	}
+}
+
+// A step that fails does not keep the others from being done.
+func TestTeardownFails(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	p := newProcess(t, n, m)
+	p.start(keeperSpec())
+	p.die()
+	m.set(func() { m.removeErr = unix.EPERM })
+	r := Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.all, Interfaces: []string{"nodelocaldns", "not a name"}})
+	if err := r.Err(); !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "not a name") {
+		t.Errorf("error %v", err)
+	}
+	if linkExists(t, "nodelocaldns") {
+		t.Error("the interface is still there")
+	}
+}
