@@ -1,0 +1,46 @@
+# The two commands: 'make run' shows localcache at work in a private lab, 'make test' tests it.
+# 'make help' lists the others.
+
+SHELL := /bin/bash
+GO    ?= go
+BIN   := bin/localcache
+
+# A static binary needs no C library. VCS stamping gives it its version.
+BUILDFLAGS := -trimpath -buildvcs=auto -ldflags='-s -w'
+
+.PHONY: help build run test lint e2e-uml e2e-deploy fuzz image clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: ## build bin/localcache, static
+	@echo "building $(BIN) ..."
+	@CGO_ENABLED=0 GOFLAGS= $(GO) build $(BUILDFLAGS) -o $(BIN) ./cmd/localcache
+	@ls -l $(BIN) | awk '{printf "$(BIN): %.1f MB\n", $$5/1e6}'
+
+run: build ## run localcache for real in a private lab; ARGS=--once to end by itself
+	@$(BIN) demo $(ARGS)
+
+test: ## run the tests; as root, or as an ordinary user through user namespaces
+	@echo "testing with the race detector (the first build takes some minutes) ..."
+	$(GO) test -race -timeout 20m ./...
+
+lint: ## gofmt, go vet, golangci-lint with the import rules
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "gofmt -w the files above"; exit 1; }
+	$(GO) vet ./...
+	@./.ci/golangci-lint run ./...
+
+e2e-uml: ## test in a User-Mode Linux kernel: real dummy device, full conntrack table
+	@e2e/uml/run.sh
+
+e2e-deploy: ## check deploy/ against the Kubernetes types and schemas
+	cd e2e/deploy && $(GO) test ./...
+
+fuzz: ## fuzz each parser of bytes from outside for FUZZTIME (10s)
+	@.ci/fuzz $(or $(FUZZTIME),10s)
+
+image: build ## build the container image with docker, podman or buildah
+	@deploy/image.sh
+
+clean: ## remove what the targets above built
+	rm -rf bin .cache .tools

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os/signal"
+	"syscall"
+
+	"localcache.dev/localcache/internal/lab"
+)
+
+func demoHelp(w io.Writer) {
+	fmt.Fprint(w, `Run localcache for real in a private lab, and look at what it does.
+
+Usage:
+  localcache demo [--once]
+
+A node, two pods, two kube-dns replicas behind a Service address and an upstream resolver are made of
+network namespaces. localcache runs on the node as it would in a cluster, with Corefile.example. Pods
+resolve names through it; then it is killed in the middle of a stream of queries. It needs neither root
+nor tools, where the kernel gives ordinary users namespaces, and touches nothing of this machine.
+
+  --once   end when all is shown, with status 1 if a promise was not kept; else it stays up until
+           Ctrl-C, so that you can look around
+`)
+}
+
+func demo(args []string, stdout, stderr io.Writer) int {
+	fs := flag.NewFlagSet("localcache demo", flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	once := fs.Bool("once", false, "")
+	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
+		demoHelp(stdout)
+		return exitOK
+	} else if err != nil {
+		fmt.Fprintf(stderr, "localcache demo: %v\n'localcache help demo' explains it.\n", err)
+		return exitUsage
+	}
+	if fs.NArg() > 0 {
+		fmt.Fprintf(stderr, "localcache demo: unexpected argument %q\n'localcache help demo' explains it.\n", fs.Arg(0))
+		return exitUsage
+	}
+	inside, status, err := lab.Enter()
+	if err != nil {
+		fmt.Fprintf(stderr, "localcache demo: %v\n", err)
+		return exitFailed
+	}
+	if !inside {
+		return status
+	}
+	// A second Ctrl-C is ignored: the end takes no longer than a moment, and must be complete.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	d := &demonstration{report: report{w: stdout}, asUser: lab.AsUser()}
+	err = d.run(ctx, *once)
+	return d.finish(ctx, err, stderr)
+}
+
+// demonstration is one run of the demo.
+type demonstration struct {
+	report
+	lab    *lab.Lab
+	node   *servedNode
+	asUser bool
+}
+
+// run shows everything, and then waits for Ctrl-C unless once is set.
+func (d *demonstration) run(ctx context.Context, once bool) (err error) {
+	d.title("A node, 2 pods, 2 kube-dns replicas and an upstream resolver, in network namespaces of their own")
+	if d.lab, err = lab.New(lab.Config{}); err != nil {
+		return err
+	}
+	if d.node, err = newServedNode(d.lab); err != nil {
+		return err
+	}
+	for _, step := range []func(context.Context) error{d.start, d.lookups, d.tracking, d.kill} {
+		if err := step(ctx); err != nil {
+			return err
+		}
+	}
+	d.verdict()
+	if once {
+		return nil
+	}
+	d.invite()
+	select {
+	case <-ctx.Done():
+	case <-d.node.program.Done():
+		return fmt.Errorf("localcache ended by itself: %w", d.node.failure())
+	}
+	return nil
+}
+
+// start starts localcache on the node and says which rules it set.
+func (d *demonstration) start(ctx context.Context) error {
+	d.title("localcache starts on the node")
+	d.line("%s", d.node.commandLine())
+	took, err := d.node.start(ctx)
+	if err != nil {
+		return err
+	}
+	m, err := d.node.metrics(ctx)
+	if err != nil {
+		return err
+	}
+	d.line("ready after %v", round(took))
+	d.line("packet rules: %s", d.node.rules(m))
+	off := m[`coredns_setup_backend_info{backend="off"}`] == 1
+	d.promise(m[`coredns_setup_rules_in_place`] == 1 && !off, "NOTRACK rules are in force, read back from the kernel")
+	d.promise(m[`coredns_setup_socket_match`] == 1 && m[`coredns_setup_fallback_servers`] == float64(len(d.lab.KubeDNS)),
+		"they hold while localcache's socket is open; else the kernel leads queries to the %d kube-dns replicas", len(d.lab.KubeDNS))
+	return nil
+}
+
+// finish takes the lab away and turns the outcome into an exit status.
+func (d *demonstration) finish(ctx context.Context, err error, stderr io.Writer) int {
+	if d.lab != nil {
+		if closeErr := d.lab.Close(); closeErr != nil {
+			err = errors.Join(err, fmt.Errorf("take the lab away: %w", closeErr))
+		}
+	}
+	switch {
+	case ctx.Err() != nil && !d.shown:
+		fmt.Fprintln(stderr, "localcache demo: interrupted; nothing of it is left")
+		return exitFailed
+	case err != nil:
+		fmt.Fprintf(stderr, "localcache demo: %v\n", err)
+		if d.node != nil {
+			fmt.Fprintf(stderr, "The last lines of localcache's log:\n%s", d.node.log.tail())
+		}
+		return exitFailed
+	case d.broken > 0:
+		return exitFailed
+	}
+	d.title("Nothing of it is left.")
+	return exitOK
+}
+
+// invite says how to look around.
+func (d *demonstration) invite() {
+	enter := func(h *lab.Host, what string) string {
+		if d.asUser {
+			return fmt.Sprintf("nsenter --user --preserve-credentials --net --mount --target %d %s", h.TID, what)
+		}
+		return fmt.Sprintf("sudo nsenter --net --mount --target %d %s", h.TID, what)
+	}
+	d.title("It stays up until Ctrl-C. From another terminal, in a pod:")
+	d.line("%s", enter(d.lab.Pods[0], "dig @"+lab.LocalIP+" web.default.svc.cluster.local"))
+	d.line("%s", enter(d.lab.Pods[0], "getent ahosts kubernetes"))
+	d.line("and on the node:")
+	d.line("%s", enter(d.lab.Node, "nft list ruleset"))
+	d.line("%s", enter(d.lab.Node, "curl -s http://127.0.0.1:9353/metrics"))
+}

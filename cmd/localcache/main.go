@@ -1,0 +1,112 @@
+// Command localcache is a node-local DNS cache for Kubernetes: CoreDNS with the plugins that such a
+// cache needs, the node's network around it, and the tools to try it out and to take it away again.
+//
+// main only dispatches; each subcommand has a file of its own.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"localcache.dev/localcache/internal/lab"
+)
+
+// Exit statuses of every subcommand.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// command is one subcommand.
+type command struct {
+	name    string
+	summary string
+	run     func(args []string, stdout, stderr io.Writer) int
+	help    func(w io.Writer)
+}
+
+// commands lists the subcommands in the order of the help text.
+func commands() []command {
+	return []command{
+		{"serve", "run the cache on this node (the default)", serve, serveHelp},
+		{"demo", "run it for real in a private lab of network namespaces", demo, demoHelp},
+		{"teardown", "remove what localcache or node-cache left on this node", teardown, teardownHelp},
+		{"version", "print the version", version, nil},
+		{"help", "help for a subcommand", nil, nil},
+	}
+}
+
+func main() {
+	// A process that the lab started as one of its stages does its task here and never returns.
+	lab.Init()
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
+		if len(args) > 0 && isHelp(args[0]) {
+			usage(stdout)
+			return exitOK
+		}
+		return serve(args, stdout, stderr)
+	}
+	name, rest := args[0], args[1:]
+	if name == "help" {
+		return help(rest, stdout, stderr)
+	}
+	for _, c := range commands() {
+		if c.name != name {
+			continue
+		}
+		if len(rest) > 0 && isHelp(rest[0]) {
+			return help([]string{name}, stdout, stderr)
+		}
+		return c.run(rest, stdout, stderr)
+	}
+	fmt.Fprintf(stderr, "localcache: unknown subcommand %q\n\n", name)
+	usage(stderr)
+	return exitUsage
+}
+
+func isHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" }
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, `localcache is a node-local DNS cache for Kubernetes.
+
+Usage:
+  localcache [flags]              run the cache; the same as 'localcache serve'
+  localcache SUBCOMMAND [flags]
+
+Subcommands:
+`)
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  %-10s %s\n", c.name, c.summary)
+	}
+	fmt.Fprint(w, `
+'localcache help SUBCOMMAND' says more; 'localcache help serve' lists the flags.
+`)
+}
+
+func help(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		usage(stdout)
+		return exitOK
+	}
+	for _, c := range commands() {
+		if c.name != args[0] {
+			continue
+		}
+		if c.help != nil {
+			c.help(stdout)
+		} else {
+			fmt.Fprintf(stdout, "localcache %s: %s\n", c.name, c.summary)
+		}
+		return exitOK
+	}
+	fmt.Fprintf(stderr, "localcache help: unknown subcommand %q\n\n", args[0])
+	usage(stderr)
+	return exitUsage
+}

@@ -1,0 +1,331 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	clog "github.com/coredns/coredns/plugin/pkg/log"
+
+	"localcache.dev/localcache/internal/corefile"
+	"localcache.dev/localcache/plugin/setup"
+)
+
+// drainTime is the least time between leading new queries away and closing the sockets: long enough to
+// answer what is in the sockets' queues and what was asked of kube-dns on the way. A lameduck that is
+// longer counts instead.
+const drainTime = 300 * time.Millisecond
+
+// closeTimeout bounds the work on the node's network at exit, well below a pod's default grace of 30 s.
+const closeTimeout = 15 * time.Second
+
+func serveHelp(w io.Writer) {
+	fmt.Fprint(w, `Run the cache on this node until SIGTERM or SIGINT.
+
+Usage:
+  localcache [serve] [flags]
+
+The flags are node-cache's and CoreDNS's own. A typical start:
+  localcache -localip 169.254.25.10 -conf /etc/coredns/Corefile -upstreamsvc coredns
+
+Flags:
+`)
+	_, fs := newServeFlags()
+	fs.SetOutput(w)
+	fs.PrintDefaults()
+	fmt.Fprint(w, `
+Signals: SIGTERM and SIGINT drain and end the process, SIGQUIT or SIGINT while it drains end it at once,
+SIGUSR1 reloads the Corefile.
+`)
+}
+
+func serve(args []string, stdout, stderr io.Writer) int {
+	f, err := parseServeFlags(args)
+	if errors.Is(err, flag.ErrHelp) {
+		serveHelp(stdout)
+		return exitOK
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "localcache: %v\n'localcache help serve' explains them.\n", err)
+		return exitUsage
+	}
+	if f.showVersion {
+		return version(nil, stdout, stderr)
+	}
+	if f.listPlugins {
+		fmt.Fprintln(stdout, strings.Join(builtIn(), "\n"))
+		return exitOK
+	}
+	clog.SetOutput(stdout)
+	log.SetFlags(0)
+	s := &server{flags: f, log: clog.NewWithPlugin("localcache"), reload: make(chan struct{}, 1)}
+	if err := s.run(stdout); err != nil {
+		fmt.Fprintf(stderr, "localcache: %v\n", err)
+		return exitFailed
+	}
+	return exitOK
+}
+
+// server is one run of the cache.
+type server struct {
+	flags  *serveFlags
+	log    clog.P
+	node   *setup.Node
+	source *corefile.Source
+	reload chan struct{} // a reload is wanted; one waiting is enough
+
+	instance atomic.Pointer[caddy.Instance] // the one that serves now
+}
+
+func (s *server) run(stdout io.Writer) error {
+	if err := checkPidfile(s.flags.pidfile); err != nil {
+		return err
+	}
+	if err := s.assemble(); err != nil {
+		return err
+	}
+	// Signals count from here on: one that comes while the node's network is being made must not leave
+	// half of it behind.
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGHUP)
+	defer signal.Stop(signals)
+
+	// Before the start, which serves DNS but does not come to its end while the xtables lock is held:
+	// that is when the counters of errors are looked at.
+	stopMetrics := s.serveMetrics()
+	defer stopMetrics()
+
+	ctx, cancel := context.WithCancel(context.Background())
+	var owned sync.WaitGroup
+	defer owned.Wait()
+	defer cancel()
+	// It runs before there is anything to keep, because the start takes its time where rules do, and the
+	// interface is to be kept from the moment that it is there.
+	owned.Go(func() {
+		if err := s.node.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+			s.log.Errorf("interface and rules are not kept true any more: %v", err)
+		}
+	})
+	if err := s.start(); err != nil {
+		return err
+	}
+	if !s.flags.quiet {
+		fmt.Fprintf(stdout, "localcache %s\n", buildVersion())
+	}
+	owned.Go(func() { s.source.Watch(ctx) })
+
+	if err := writePidfile(s.flags.pidfile); err != nil {
+		s.log.Errorf("pidfile: %v", err)
+	}
+	graceful := s.untilSignal(signals)
+	err := s.stop(graceful, signals)
+	cancel()
+	owned.Wait()
+	closeCtx, done := context.WithTimeout(context.Background(), closeTimeout)
+	defer done()
+	return errors.Join(err, s.node.Close(closeCtx), removePidfile(s.flags.pidfile))
+}
+
+// assemble builds the parts and tells CoreDNS about them. Its registries belong to the process, so it
+// can run once.
+func (s *server) assemble() error {
+	caddy.Quiet = true
+	caddy.AppName, caddy.AppVersion = "localcache", buildVersion()
+	dnsserver.Quiet = s.flags.quiet
+	dnsserver.Port = s.flags.dnsPort.String()
+
+	var err error
+	if s.node, err = setup.New(s.flags.setupFlags()); err != nil {
+		return err
+	}
+	if err := registerDirectives(); err != nil {
+		return err
+	}
+	s.node.Register()
+	if err := s.node.RegisterMetrics(); err != nil {
+		return err
+	}
+	caddy.RegisterEventHook("localcache", func(e caddy.EventName, info any) error {
+		if inst, ok := info.(*caddy.Instance); ok && e == caddy.InstanceStartupEvent {
+			s.instance.Store(inst)
+		}
+		return nil
+	})
+	s.source, err = corefile.NewSource(corefile.Options{
+		Conf:           s.flags.conf,
+		Corefile:       s.flags.givenCorefile(),
+		Base:           s.flags.baseCorefile,
+		KubeDNSDir:     s.flags.kubeDNSCM,
+		LocalIPs:       s.flags.localIPs,
+		Port:           uint16(s.flags.dnsPort),
+		UpstreamSvc:    s.flags.upstreamSvc,
+		PrometheusAddr: s.flags.prometheusAddr,
+		Getenv:         os.Getenv,
+		OnError: func(err error) {
+			s.node.CountConfigError()
+			s.log.Errorf("the configuration is wrong, the one before it stays in force: %v", err)
+		},
+		OnRecovered: func() { s.log.Infof("the configuration is right again") },
+		OnChange: func() {
+			if s.flags.reloadBySignal {
+				s.wantReload()
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	caddy.RegisterCaddyfileLoader("localcache", caddy.LoaderFunc(s.load))
+	return nil
+}
+
+// serverType is caddy's name for the kind of server that CoreDNS is.
+const serverType = "dns"
+
+// load is the way to the Corefile at start, at a reload and, for CoreDNS, at each look of the reload
+// plugin. The first two do without caddy.LoadCaddyfile, which turns our errors into text and speaks of
+// a Caddyfile.
+func (s *server) load(serverType string) (caddy.Input, error) {
+	name, content, err := s.source.Load()
+	if err != nil {
+		return nil, err
+	}
+	return caddy.CaddyfileInput{Filepath: name, Contents: content, ServerTypeName: serverType}, nil
+}
+
+// start brings the server up, or leaves nothing behind and says why not.
+func (s *server) start() error {
+	in, err := s.load(serverType)
+	if err != nil {
+		return err
+	}
+	inst, err := caddy.Start(in)
+	if err != nil {
+		// The sockets that did open are still there; who holds the others is looked up before they go.
+		err = s.explain(err)
+		return errors.Join(err, caddy.Stop(), s.node.Rollback())
+	}
+	s.instance.Store(inst)
+	if err := s.node.Err(); err != nil {
+		inst.ShutdownCallbacks()
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		return errors.Join(fmt.Errorf("the node's network: %w", err), caddy.Stop(), s.node.Close(ctx))
+	}
+	return nil
+}
+
+// untilSignal serves until a signal asks for the end, and tells whether it is to be graceful.
+func (s *server) untilSignal(signals <-chan os.Signal) (graceful bool) {
+	for {
+		select {
+		case <-s.reload:
+			s.restart()
+		case sig := <-signals:
+			switch sig {
+			case syscall.SIGTERM, syscall.SIGINT:
+				s.log.Infof("%v: draining", sig)
+				return true
+			case syscall.SIGQUIT:
+				s.log.Infof("%v: ending at once", sig)
+				return false
+			case syscall.SIGUSR1:
+				s.wantReload()
+			case syscall.SIGHUP:
+				// It comes with a terminal that goes away, which is no reason for a node to lose its DNS.
+			}
+		}
+	}
+}
+
+func (s *server) wantReload() {
+	select {
+	case s.reload <- struct{}{}:
+	default:
+	}
+}
+
+// restart reloads the Corefile. The running instance stays where the new one fails.
+func (s *server) restart() {
+	in, err := s.load(serverType)
+	if err == nil {
+		_, err = s.instance.Load().Restart(in)
+	}
+	if err != nil {
+		s.log.Errorf("reload failed, the configuration before it stays in force: %v", err)
+	}
+}
+
+// stop leads new queries away, answers those that are here, and closes the sockets. SIGINT and SIGQUIT
+// cut the waiting short; another SIGTERM does not, because some supervisors send it twice, to the process
+// and to its group.
+func (s *server) stop(graceful bool, signals <-chan os.Signal) error {
+	var errs []error
+	if graceful {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		if err := s.node.Drain(ctx); err != nil {
+			errs = append(errs, err)
+		}
+		drained := make(chan struct{})
+		least := time.After(drainTime)
+		go func() {
+			defer close(drained)
+			s.instance.Load().ShutdownCallbacks() // health waits here for its lameduck
+			<-least
+		}()
+		for waiting := true; waiting; {
+			select {
+			case <-drained:
+				waiting = false
+			case sig := <-signals:
+				if waiting = sig != syscall.SIGINT && sig != syscall.SIGQUIT; !waiting {
+					s.log.Warningf("%v: ending at once", sig)
+				}
+			}
+		}
+	}
+	return errors.Join(append(errs, caddy.Stop())...)
+}
+
+func checkPidfile(path string) error {
+	if path == "" {
+		return nil
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".pid-*")
+	if err != nil {
+		return fmt.Errorf("-pidfile %s cannot be written: %w; mount a writable directory there or leave the flag out", path, errors.Unwrap(err))
+	}
+	return errors.Join(tmp.Close(), os.Remove(tmp.Name()))
+}
+
+// writePidfile is written last, because its appearance tells that the sockets are open.
+func writePidfile(path string) error {
+	if path == "" {
+		return nil
+	}
+	return os.WriteFile(path, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o644)
+}
+
+func removePidfile(path string) error {
+	if path == "" {
+		return nil
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

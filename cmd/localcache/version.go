@@ -1,0 +1,26 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+
+	"github.com/coredns/coredns/coremain"
+)
+
+// buildVersion is the version that the Go tool stamped into the binary: the module's version, made from
+// the tag or the commit, with +dirty where the tree had changes.
+func buildVersion() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
+}
+
+func version(_ []string, stdout, _ io.Writer) int {
+	fmt.Fprintf(stdout, "localcache %s\nCoreDNS %s\n%s/%s, %s\n",
+		buildVersion(), coremain.CoreVersion, runtime.GOOS, runtime.GOARCH, runtime.Version())
+	return exitOK
+}

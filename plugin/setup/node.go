@@ -1,0 +1,199 @@
+package setup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/plugin"
+	clog "github.com/coredns/coredns/plugin/pkg/log"
+
+	"localcache.dev/localcache/internal/nodenet"
+)
+
+// directive is the word in the Corefile.
+const directive = "setup"
+
+// stepTimeout bounds each step that touches the kernel. It is longer than the wait for the xtables
+// lock, so that the lock's own message is the one that is seen.
+const stepTimeout = 20 * time.Second
+
+// Node ties the node's network to the life of the DNS server. The network belongs to the process, not
+// to an instance of the server: a reload prepares the new wishes beside what is in force, and only a
+// successful one replaces it.
+type Node struct {
+	flags  Flags
+	log    nodenet.Logger
+	keeper *nodenet.Keeper
+
+	mu      sync.Mutex
+	pending *Config // the directive of the Corefile that is being executed
+	active  bool    // a Spec is in force
+	addrs   []netip.Addr
+	err     error // of the last Commit; see Err
+
+	configErrors atomic.Uint64
+}
+
+// New returns a Node for the given flags. Nothing is touched before a Corefile is started.
+func New(f Flags) (*Node, error) {
+	log := clog.NewWithPlugin(directive)
+	k, err := nodenet.NewKeeper(nodenet.KeeperConfig{Log: log})
+	if err != nil {
+		return nil, err
+	}
+	return &Node{flags: f, log: log, keeper: k}, nil
+}
+
+// Register makes the directive known to CoreDNS and hooks n into each start and reload. CoreDNS keeps
+// both in registries of the process: it may be called once.
+func (n *Node) Register() {
+	plugin.Register(directive, n.setup)
+	caddy.RegisterParsingCallback("dns", directive, n.prepare)
+	caddy.RegisterEventHook(directive, n.onEvent)
+}
+
+// setup reads the directive of one block. The block's own plugins are not concerned.
+func (n *Node) setup(c *caddy.Controller) error {
+	cfg, err := parseSetup(c)
+	if err != nil {
+		return plugin.Error(directive, err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.pending != nil {
+		return plugin.Error(directive, c.Errf("setup is one for the whole process: it stands already at %s", n.pending.Where))
+	}
+	n.pending = cfg
+	return nil
+}
+
+// prepare runs once a start or reload, after the setup directives of all blocks and before any other
+// directive: bind may name our interface, and health may listen on our address.
+func (n *Node) prepare(caddy.Context) error {
+	n.mu.Lock()
+	cfg := n.pending
+	n.pending = nil
+	n.mu.Unlock()
+
+	// The callback gets no instance. The one being started is the last of the list, and starts do not
+	// overlap.
+	all := caddy.Instances()
+	inst := all[len(all)-1]
+	inst.OnRestartFailed = append(inst.OnRestartFailed, n.Rollback)
+
+	listen, err := readListening(inst.Caddyfile(), n.flags.Port)
+	if err != nil {
+		return err
+	}
+	spec, err := specOf(n.flags, cfg, listen, linkOf)
+	if errors.Is(err, errNothing) {
+		if n.inForce() {
+			n.log.Warningf("the Corefile asks for no setup any more: interface and rules stay as they are until this process ends")
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+	defer cancel()
+	if err := n.keeper.Prepare(ctx, spec); err != nil {
+		return fmt.Errorf("the node's network: %w", err)
+	}
+	n.mu.Lock()
+	n.active, n.addrs = true, spec.Addresses
+	n.mu.Unlock()
+	return nil
+}
+
+// onEvent puts the rules in force as soon as the sockets of an instance are open.
+func (n *Node) onEvent(event caddy.EventName, _ any) error {
+	if event != caddy.InstanceStartupEvent || !n.inForce() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+	defer cancel()
+	err := n.keeper.Commit(ctx)
+	if errors.Is(err, nodenet.ErrLocked) {
+		// The lock is a matter of time, and the keeper tries again: to serve without rules for a moment
+		// is better than not to serve.
+		n.log.Warningf("the rules are not in place yet: %v", err)
+		err = nil
+	} else if err != nil {
+		n.log.Errorf("the rules are not in place: %v", err)
+	}
+	n.mu.Lock()
+	n.err = err
+	n.mu.Unlock()
+	return err
+}
+
+func (n *Node) inForce() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.active
+}
+
+// Err is what kept the rules from being put in place at the last start or reload, but for a held
+// xtables lock. CoreDNS has no way to hand it on from the event that puts them in place.
+func (n *Node) Err() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.err
+}
+
+// Rollback undoes the preparation of a start or reload that failed.
+func (n *Node) Rollback() error {
+	n.mu.Lock()
+	n.pending = nil
+	active := n.active
+	n.mu.Unlock()
+	if !active {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
+	defer cancel()
+	return n.keeper.Rollback(ctx)
+}
+
+// Run keeps the network true until ctx ends.
+func (n *Node) Run(ctx context.Context) error { return n.keeper.Run(ctx) }
+
+// Drain leads new queries away from this process before its sockets close. It is to be called while
+// they still answer.
+func (n *Node) Drain(ctx context.Context) error {
+	if !n.inForce() {
+		return nil
+	}
+	return n.keeper.Drain(ctx)
+}
+
+// Close does what on_exit says. It is to be called when the sockets are closed and Run has returned.
+func (n *Node) Close(ctx context.Context) error {
+	if !n.inForce() {
+		return nil
+	}
+	return n.keeper.Close(ctx)
+}
+
+// Addresses are the local addresses of the last start or reload that got as far as to need them.
+func (n *Node) Addresses() []netip.Addr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.addrs)
+}
+
+// Status is the state of the network now; ok is false where none was asked for.
+func (n *Node) Status() (s nodenet.Status, ok bool) {
+	if !n.inForce() {
+		return nodenet.Status{}, false
+	}
+	return n.keeper.Status(), true
+}
