@@ -104,6 +104,10 @@ func (n *servedNode) start(ctx context.Context) (time.Duration, error) {
 
 // ready asks whether localcache serves and the packet rules are in place.
 func (n *servedNode) ready(ctx context.Context) error {
+	// A connection that is tried before the address is there goes nowhere, and would be tried again by the
+	// kernel only a second later.
+	ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+	defer cancel()
 	if _, err := n.get(ctx, readyURL); err != nil {
 		return err
 	}
