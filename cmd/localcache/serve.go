@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -86,8 +85,6 @@ type server struct {
 	node   *setup.Node
 	source *corefile.Source
 	reload chan struct{} // a reload is wanted; one waiting is enough
-
-	instance atomic.Pointer[caddy.Instance] // the one that serves now
 }
 
 func (s *server) run(stdout io.Writer) error {
@@ -158,12 +155,6 @@ func (s *server) assemble() error {
 	if err := s.node.RegisterMetrics(); err != nil {
 		return err
 	}
-	caddy.RegisterEventHook("localcache", func(e caddy.EventName, info any) error {
-		if inst, ok := info.(*caddy.Instance); ok && e == caddy.InstanceStartupEvent {
-			s.instance.Store(inst)
-		}
-		return nil
-	})
 	s.source, err = corefile.NewSource(corefile.Options{
 		Conf:           s.flags.conf,
 		Corefile:       s.flags.givenCorefile(),
@@ -218,7 +209,6 @@ func (s *server) start() error {
 		err = s.explain(err)
 		return errors.Join(err, caddy.Stop(), s.node.Rollback())
 	}
-	s.instance.Store(inst)
 	if err := s.node.Err(); err != nil {
 		inst.ShutdownCallbacks()
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
@@ -258,11 +248,20 @@ func (s *server) wantReload() {
 	}
 }
 
-// restart reloads the Corefile. The running instance stays where the new one fails.
+// restart reloads the Corefile. The running instance stays where the new one fails. A reload that the
+// reload directive has under way is waited for, and may have made this one superfluous; it is done all
+// the same, because the Corefile may have changed in between.
 func (s *server) restart() {
 	in, err := s.load(serverType)
-	if err == nil {
-		_, err = s.instance.Load().Restart(in)
+	replaced := true // by the other reload, while this one waited for it
+	for tries := 0; err == nil && replaced && tries < 3; tries++ {
+		ended := make(chan struct{})
+		go func() { // it ends without a result where the instance was replaced
+			defer close(ended)
+			_, err = s.node.Serving().Restart(in)
+			replaced = false
+		}()
+		<-ended
 	}
 	if err != nil {
 		s.log.Errorf("reload failed, the configuration before it stays in force: %v", err)
@@ -284,7 +283,7 @@ func (s *server) stop(graceful bool, signals <-chan os.Signal) error {
 		least := time.After(drainTime)
 		go func() {
 			defer close(drained)
-			s.instance.Load().ShutdownCallbacks() // health waits here for its lameduck
+			s.node.Serving().ShutdownCallbacks() // health waits here for its lameduck
 			<-least
 		}()
 		for waiting := true; waiting; {

@@ -170,10 +170,11 @@ func (z *Zone) answer(query *dns.Msg) *dns.Msg {
 
 func (z *Zone) soa(name string) dns.RR {
 	origin := z.origin(name)
+	below := strings.TrimPrefix(origin, ".") // nothing for the root
 	return &dns.SOA{
 		Hdr:    dns.RR_Header{Name: origin, Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: z.minTTL},
-		Ns:     "ns.dns." + origin,
-		Mbox:   "hostmaster." + origin,
+		Ns:     "ns.dns." + below,
+		Mbox:   "hostmaster." + below,
 		Serial: 1, Refresh: 7200, Retry: 1800, Expire: 86400, Minttl: z.minTTL,
 	}
 }

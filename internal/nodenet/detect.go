@@ -219,7 +219,9 @@ func (d detection) look(ctx context.Context) (usable []usage, err error) {
 // in mangle for programs that want to know the variant (KUBE-IPTABLES-HINT, kubernetes KEP-3178).
 func (d detection) lookAt(ctx context.Context, t iptablesTools) (usage, error) {
 	u := usage{name: t.name}
-	programs, err := openAll([]iptablesTools{t}, d.wait)
+	// No socket is open before this is known, or given up for now: the wait for the lock is short, and
+	// ErrLocked has the question asked again when they are.
+	programs, err := openAll([]iptablesTools{t}, min(d.wait, time.Second))
 	if err != nil {
 		return u, err
 	}

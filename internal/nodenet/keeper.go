@@ -48,6 +48,8 @@ type Keeper struct {
 	// long as the xtables lock is held by somebody else.
 	turn     chan struct{}
 	presence *presence // under turn; nil before the first Prepare
+	looked   bool      // under turn: found is known
+	found    bool      // under turn: rules of the owner were there before the first that this process made
 
 	// mu guards what follows and changes of the link, and is only held for netlink requests, so that a
 	// deleted link does not wait for a slow rule. It is taken after turn.

@@ -3,12 +3,13 @@ package nodenet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 )
 
-// Drain leads new queries to the fallback while this process answers those that it has, so that none is
-// lost when its sockets close. It does nothing where there is no fallback, or where another localcache
-// process is there to answer.
+// Drain leads new queries elsewhere while this process answers those that it has, so that none is lost
+// when its sockets close: to another localcache process where one serves, else to the fallback. It does
+// nothing where there is neither.
 func (k *Keeper) Drain(ctx context.Context) error {
 	leave, err := k.enter(ctx)
 	if err != nil {
@@ -18,7 +19,7 @@ func (k *Keeper) Drain(ctx context.Context) error {
 	k.mu.Lock()
 	w, ready := k.committed, k.applied && !k.closed
 	k.mu.Unlock()
-	if w == nil || !ready || len(w.fallback()) == 0 {
+	if w == nil || !ready {
 		return nil
 	}
 	defer k.lockPeers(ctx)()
@@ -29,6 +30,10 @@ func (k *Keeper) Drain(ctx context.Context) error {
 	}
 	if serving := serving(peers); len(serving) > 0 {
 		k.cfg.Log.Infof("queries are left to another localcache process, %s", describePeers("/proc", serving))
+		k.leave(w)
+		return nil
+	}
+	if len(w.fallback()) == 0 {
 		return nil
 	}
 	if err := k.apply(ctx, w, true); err != nil {
@@ -38,8 +43,21 @@ func (k *Keeper) Drain(ctx context.Context) error {
 	k.draining = true
 	k.mu.Unlock()
 	k.board.update(func(s *Status) { s.Draining = true })
+	k.leave(w)
 	k.cfg.Log.Infof("new queries go to the fallback")
 	return nil
+}
+
+// leave has the sockets take no more queries.
+func (k *Keeper) leave(w *wish) {
+	n, err := leaveUDP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
+	if err == nil && n == 0 {
+		err = fmt.Errorf("no UDP socket of this process is bound to %s", join(w.spec.Addresses))
+	}
+	if err != nil {
+		// Some of the queries that come in the next moment may be lost; the end must not wait for that.
+		k.cfg.Log.Warningf("new queries are not led away from the open sockets: %v", err)
+	}
 }
 
 // serving picks those whose sockets are open.
@@ -85,7 +103,11 @@ func (k *Keeper) Close(ctx context.Context) error {
 	case peersErr != nil:
 		k.cfg.Log.Warningf("interface %s and the rules stay, because another localcache process may use them", k.presence.owner)
 	case !applied:
-		errs = append(errs, k.removeRules(ctx, w), k.undoStart())
+		// Rules of an earlier process may be all that leads queries to the fallback.
+		if w.spec.OnExit == ExitRemove || k.looked && !k.found {
+			errs = append(errs, k.removeRules(ctx, w))
+		}
+		errs = append(errs, k.undoStart())
 	case w.spec.OnExit == ExitRemove:
 		errs = append(errs, k.removeRules(ctx, w), k.removeLink(w))
 	default:

@@ -3,6 +3,7 @@ package nodenet
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -138,6 +139,40 @@ func TestKeeperCommitFails(t *testing.T) {
 	must(t, p.k.Close(ctx))
 	if linkExists(t, "nodelocaldns") {
 		t.Error("the interface is still there")
+	}
+}
+
+// What a predecessor left leads queries to the fallback. A process that is told to end before its own rules
+// are in place takes none of it away, unless it was told to.
+func TestKeeperLeavesPredecessorsRules(t *testing.T) {
+	for _, c := range []struct {
+		exit  ExitPolicy
+		found bool // the predecessor had rules
+		stay  bool
+	}{{ExitKeep, true, true}, {ExitKeep, false, false}, {ExitRemove, true, false}} {
+		t.Run(fmt.Sprintf("%s, found %v", c.exit, c.found), func(t *testing.T) {
+			n := newNamespace(t)
+			m := newMemory()
+			ctx := context.Background()
+			spec := keeperSpec()
+			spec.OnExit = c.exit
+			if c.found {
+				m.rules[autoName+" nodelocaldns"] = spec.Plan(PlanOptions{})
+			}
+			p := newProcess(t, n, m)
+			must(t, p.k.Prepare(ctx, spec))
+			m.applyErr = ErrLocked
+			if err := p.k.Commit(ctx); !errors.Is(err, ErrLocked) {
+				t.Fatalf("Commit: %v", err)
+			}
+			must(t, p.k.Close(ctx))
+			if stays := len(m.of(autoName, "nodelocaldns")) > 0; stays != c.stay {
+				t.Errorf("the rules are there: %v, want %v", stays, c.stay)
+			}
+			if removed := slices.ContainsFunc(m.takeCalls(), func(s string) bool { return strings.HasPrefix(s, "remove") }); removed == c.stay && c.found {
+				t.Errorf("removed: %v", removed)
+			}
+		})
 	}
 }
 

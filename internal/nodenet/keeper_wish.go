@@ -87,6 +87,13 @@ func (k *Keeper) apply(ctx context.Context, w *wish, draining bool) error {
 	if err := k.settle(ctx, w); err != nil || w.off() {
 		return err
 	}
+	if !k.looked {
+		diffs, err := w.fw.Check(ctx, nil)
+		if err != nil {
+			return rulesError(w.fw.Name(), err)
+		}
+		k.looked, k.found = true, len(diffs) > 0
+	}
 	rules := w.rules(draining)
 	if err := w.fw.Apply(ctx, rules); err != nil {
 		return rulesError(w.fw.Name(), err)

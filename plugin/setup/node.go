@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -35,9 +36,12 @@ type Node struct {
 	mu      sync.Mutex
 	pending *Config // the directive of the Corefile that is being executed
 	active  bool    // a Spec is in force
+	serving *caddy.Instance
+	reload  bool // the turn is taken
 	addrs   []netip.Addr
 	err     error // of the last Commit; see Err
 
+	turn         chan struct{} // one token; see beginReload
 	configErrors atomic.Uint64
 }
 
@@ -48,7 +52,9 @@ func New(f Flags) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Node{flags: f, log: log, keeper: k}, nil
+	n := &Node{flags: f, log: log, keeper: k, turn: make(chan struct{}, 1)}
+	n.turn <- struct{}{}
+	return n, nil
 }
 
 // Register makes the directive known to CoreDNS and hooks n into each start and reload. CoreDNS keeps
@@ -83,10 +89,11 @@ func (n *Node) prepare(caddy.Context) error {
 	n.mu.Unlock()
 
 	// The callback gets no instance. The one being started is the last of the list, and starts do not
-	// overlap.
+	// overlap: see beginReload.
 	all := caddy.Instances()
 	inst := all[len(all)-1]
-	inst.OnRestartFailed = append(inst.OnRestartFailed, n.Rollback)
+	inst.OnRestart = append(inst.OnRestart, func() error { n.beginReload(inst); return nil })
+	inst.OnRestartFailed = append(inst.OnRestartFailed, n.reloadFailed)
 
 	listen, err := readListening(inst.Caddyfile(), n.flags.Port)
 	if err != nil {
@@ -113,9 +120,51 @@ func (n *Node) prepare(caddy.Context) error {
 	return nil
 }
 
+// beginReload makes reloads take turns. The reload directive has a goroutine for them and a signal
+// may ask for one at the same time, and caddy lets both replace the same instance: the second fails with
+// the first one's sockets, and undoes what the first one prepared. Who comes second finds that inst does
+// not serve any more, and ends its goroutine: an error would have caddy bring the dead instance's
+// endpoints back.
+func (n *Node) beginReload(inst *caddy.Instance) {
+	<-n.turn
+	n.mu.Lock()
+	n.reload = n.serving == inst
+	stale := !n.reload
+	n.mu.Unlock()
+	if stale {
+		n.turn <- struct{}{}
+		runtime.Goexit()
+	}
+}
+
+// endReload gives the turn back, if a reload has it.
+func (n *Node) endReload() {
+	n.mu.Lock()
+	had := n.reload
+	n.reload = false
+	n.mu.Unlock()
+	if had {
+		n.turn <- struct{}{}
+	}
+}
+
+func (n *Node) reloadFailed() error {
+	defer n.endReload()
+	return n.Rollback()
+}
+
 // onEvent puts the rules in force as soon as the sockets of an instance are open.
-func (n *Node) onEvent(event caddy.EventName, _ any) error {
-	if event != caddy.InstanceStartupEvent || !n.inForce() {
+func (n *Node) onEvent(event caddy.EventName, info any) error {
+	if event != caddy.InstanceStartupEvent {
+		return nil
+	}
+	defer n.endReload()
+	if inst, ok := info.(*caddy.Instance); ok {
+		n.mu.Lock()
+		n.serving = inst
+		n.mu.Unlock()
+	}
+	if !n.inForce() {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
@@ -188,6 +237,13 @@ func (n *Node) Addresses() []netip.Addr {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Clone(n.addrs)
+}
+
+// Serving is the instance whose sockets are open; nil before the first start has come to its end.
+func (n *Node) Serving() *caddy.Instance {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.serving
 }
 
 // Status is the state of the network now; ok is false where none was asked for.
