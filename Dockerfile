@@ -8,7 +8,7 @@
 # scratch no network at all.
 
 # --- compile: the binary from the sources, CA certificates (for tls:// upstreams) from the Go image.
-FROM docker.io/library/golang:1.26-trixie AS compile
+FROM golang:1.26-trixie AS compile
 WORKDIR /src
 COPY . .
 # Modules and compiled packages stay on the builder from one build to the next.
@@ -19,7 +19,7 @@ RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache
  && cp LICENSE /out/
 
 # --- iptables-base: for nodes whose own rules are iptables.
-FROM docker.io/library/debian:trixie-slim AS iptables-base
+FROM debian:trixie-slim AS iptables-base
 RUN apt-get update \
  && apt-get install -y --no-install-recommends iptables \
  && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/log/apt /var/log/dpkg.log

@@ -3,6 +3,7 @@ package deploy
 import (
 	"maps"
 	"os"
+	"path"
 	"reflect"
 	"regexp"
 	"slices"
@@ -52,18 +53,25 @@ func (f form) String() string {
 	return f.dir
 }
 
-// variant is the folder of the form in t; the one with iptables is made as its reader would make it.
+// variant changes the form's kustomization as its reader would, with images of their own and where asked
+// for with the component, and returns its folder.
 func (f form) variant(t *testing.T, tree Tree) string {
-	if !f.iptables {
-		return f.dir
+	name := path.Join(f.dir, "kustomization.yaml")
+	raw, err := tree.Read(name)
+	if err != nil {
+		t.Fatal(err)
 	}
-	dir := "with-iptables"
-	write(t, tree, dir+"/kustomization.yaml", "resources:\n  - ../"+f.dir+"\ncomponents:\n  - ../components/iptables\n")
-	if f.dir == "." {
-		// A kustomization cannot hold the folder that it lies in.
-		write(t, tree, dir+"/kustomization.yaml", "resources:\n  - ../base\ncomponents:\n  - ../components/iptables\n")
+	content := strings.NewReplacer("newName: localcache # ", "newName: images.example.org/plain # ",
+		"newName: localcache-iptables # ", "newName: images.example.org/with-iptables # ").Replace(string(raw))
+	if f.iptables {
+		component := "components/iptables"
+		if f.dir != "." {
+			component = "../../" + component
+		}
+		content += "components:\n  - " + component + "\n"
 	}
-	return dir
+	write(t, tree, name, content)
+	return f.dir
 }
 
 func write(t *testing.T, tree Tree, name, content string) {
@@ -147,8 +155,12 @@ func TestForms(t *testing.T) {
 			if got, _ := Flag(Args(&c, f.node), "localip"); got != strings.Join(f.addrs, ",") {
 				t.Errorf("-localip=%s, want %v", got, f.addrs)
 			}
-			if got := strings.Contains(c.Image, "iptables"); got != f.iptables {
-				t.Errorf("image %s", c.Image)
+			image := "images.example.org/plain:dev"
+			if f.iptables {
+				image = "images.example.org/with-iptables:dev"
+			}
+			if c.Image != image {
+				t.Errorf("image %s, want the one that was named, %s", c.Image, image)
 			}
 			upstream, _ := Flag(c.Args, "upstreamsvc")
 			if _, ok := f.node.ServiceHosts[upstream]; !ok {
@@ -190,6 +202,9 @@ func TestTeardown(t *testing.T) {
 	if !reflect.DeepEqual(c.Args, []string{"teardown"}) || c.SecurityContext.RunAsUser == nil || *c.SecurityContext.RunAsUser != 0 ||
 		!sameSet(c.SecurityContext.Capabilities.Add, []core.Capability{"NET_ADMIN", "NET_RAW"}) {
 		t.Errorf("the init container does not run teardown with what it needs: args %v, %+v", c.Args, *c.SecurityContext)
+	}
+	if got := p.Containers[0].Image; got != c.Image {
+		t.Errorf("the container that waits is of another image, %s: one more to be pulled", got)
 	}
 	if w := p.Containers[0].SecurityContext; len(w.Capabilities.Add) != 0 || *w.RunAsUser == 0 {
 		t.Error("the container that waits has rights")
