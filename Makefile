@@ -5,6 +5,9 @@ SHELL := /bin/bash
 GO    ?= go
 BIN   := bin/localcache
 
+# An ordinary user's PATH often lacks the folder of iptables and nft.
+export PATH := $(PATH):/usr/sbin:/sbin
+
 # A static binary needs no C library. VCS stamping gives it its version.
 BUILDFLAGS := -trimpath -buildvcs=auto -ldflags='-s -w'
 

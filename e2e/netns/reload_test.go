@@ -235,6 +235,7 @@ func TestReloadFallback(t *testing.T) {
 // TestReloadSetup: addresses come and go, rules go, and what cannot change while the process runs is
 // refused.
 func TestReloadSetup(t *testing.T) {
+	need(t, "nft")
 	l := lab.Start(t, lab.Config{Pods: 1})
 	d := start(t, l, serveOptions{Corefile: corefileVersion(1, "setup")})
 	conf := l.Path("Corefile")
