@@ -8,22 +8,43 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/coredns/coredns/plugin/pkg/reuseport"
 	"golang.org/x/sys/unix"
 
 	"localcache.dev/localcache/internal/nodenet"
 )
 
-// explain adds to a failed start who holds the port, where somebody does, and what the process lacks to
-// open it. CoreDNS hands the error of the socket on as text, so the kernel is asked and not the text.
+// explain adds to a failed start what keeps the port from being opened, if that is why it failed: the
+// process that holds it, or what this process lacks. CoreDNS hands the error of the socket on as text, so
+// the kernel is asked again and not the text.
 func (s *server) explain(err error) error {
-	err = errors.Join(err, checkMayBind(uint16(s.flags.dnsPort)))
 	for _, a := range s.node.Addresses() {
-		holders, _ := nodenet.Holders("/proc", netip.AddrPortFrom(a, uint16(s.flags.dnsPort)))
-		for _, h := range holders {
-			err = errors.Join(err, fmt.Errorf("%s: end it, or give localcache another address", h))
+		at := netip.AddrPortFrom(a, uint16(s.flags.dnsPort))
+		switch cause := tryListen(at); {
+		case errors.Is(cause, unix.EACCES):
+			return errors.Join(err, checkMayBind(at.Port()))
+		case errors.Is(cause, unix.EADDRINUSE):
+			holders, _ := nodenet.Holders("/proc", at)
+			for _, h := range holders {
+				err = errors.Join(err, fmt.Errorf("%s: end it, or give localcache another address", h))
+			}
 		}
 	}
 	return err
+}
+
+// tryListen opens the sockets of at as CoreDNS does, shared with other processes of localcache, and closes
+// them again. A failed start has its own sockets still open, which share it too.
+func tryListen(at netip.AddrPort) error {
+	udp, err := reuseport.ListenPacket("udp", at.String())
+	if err != nil {
+		return err
+	}
+	tcp, err := reuseport.Listen("tcp", at.String())
+	if err != nil {
+		return errors.Join(err, udp.Close())
+	}
+	return errors.Join(udp.Close(), tcp.Close())
 }
 
 // checkMayBind tells whether the process may listen on port: below the value of a sysctl (ip(7)) it takes

@@ -44,26 +44,26 @@ type serveFlags struct {
 
 // newServeFlags declares the flags with their defaults.
 func newServeFlags() (*serveFlags, *flag.FlagSet) {
-	f := &serveFlags{syncInterval: seconds(nodenet.DefaultCheck), healthPort: 8080, dnsPort: 53}
+	f := &serveFlags{syncInterval: seconds(nodenet.DefaultCheck), dnsPort: 53}
 	fs := flag.NewFlagSet("localcache serve", flag.ContinueOnError)
 	fs.Var(&f.localIPs, "localip", "comma-separated `addresses` that pods query; they are put on the interface and kept out of connection tracking")
 	fs.BoolVar(&f.setupInterface, "setupinterface", true, "create the interface and put the addresses on it")
-	fs.StringVar(&f.interfaceName, "interfacename", setup.DefaultNodeCacheInterface, "`name` of the interface that carries the addresses")
+	fs.StringVar(&f.interfaceName, "interfacename", "", "`name` of the interface that carries the addresses (default nodelocaldns with -localip, else localcache)")
 	fs.BoolVar(&f.setupIPTables, "setupiptables", true, "set the packet rules (iptables or nftables, whichever the node uses)")
 	fs.BoolVar(&f.skipTeardown, "skipteardown", false, "leave interface and rules in place at exit; when given it overrides setup's on_exit")
 	fs.Var(&f.syncInterval, "syncinterval", "`time` between two checks of interface and rules: 60, 60s, 1m")
 	fs.StringVar(&f.metricsAddr, "metrics-listen-address", "0.0.0.0:9353", "`address` for the metrics of the setup, with -localip; empty for none")
 	fs.StringVar(&f.prometheusAddr, "prometheus-listen-address", ":9253", "`address` that __PROMETHEUS__ENDPOINT__ stands for")
 	fs.StringVar(&f.baseCorefile, "basecorefile", "/etc/coredns/Corefile.base", "template `file` that is rendered to the Corefile, if it exists")
-	fs.StringVar(&f.corefile, "corefile", "/etc/Corefile", "Corefile to serve (`file`) where -conf is not given")
+	fs.StringVar(&f.corefile, "corefile", "", "another name for -conf, which wins (`file`); a template is rendered to /etc/Corefile where neither is given")
 	fs.StringVar(&f.kubeDNSCM, "kubednscm", "", "`directory` of the kube-dns ConfigMap (stubDomains, upstreamNameservers); /etc/kube-dns if it exists")
 	fs.StringVar(&f.upstreamSvc, "upstreamsvc", "kube-dns", "`name` of the Service whose cluster IP, from the environment, __PILLAR__CLUSTER__DNS__ stands for")
-	fs.Var(&f.healthPort, "health-port", "`port` of the health endpoint for the rules; the Corefile's health directives are known without it")
+	fs.Var(&f.healthPort, "health-port", "`port` of a health endpoint that is to be kept out of connection tracking too; the Corefile's own is known without it")
 	fs.BoolVar(&f.reloadBySignal, "reloadwithsignal", false, "reload as soon as the rendered Corefile changes, without the reload plugin")
 
-	fs.StringVar(&f.conf, "conf", "", "Corefile to serve (`file`), or stdin; with a -basecorefile it is written, atomically")
+	fs.StringVar(&f.conf, "conf", "", "Corefile to serve (`file`), or stdin; with a -basecorefile it is written, atomically (default ./Corefile)")
 	fs.Var(&f.dnsPort, "dns.port", "`port` of server blocks that name none, and of the rules")
-	fs.Var(&f.dnsPort, "p", "short for -dns.port")
+	fs.Var(&f.dnsPort, "p", "short for -dns.port `port`")
 	fs.StringVar(&f.pidfile, "pidfile", "", "`file` to write the process id to, once the sockets are open")
 	fs.BoolVar(&f.listPlugins, "plugins", false, "list the directives that are built in, and exit")
 	fs.BoolVar(&f.showVersion, "version", false, "print the version, and exit")
@@ -91,15 +91,6 @@ func parseServeFlags(args []string) (*serveFlags, error) {
 	f.given = map[string]bool{}
 	fs.Visit(func(g *flag.Flag) { f.given[g.Name] = true })
 	return f, nil
-}
-
-// givenCorefile is -corefile if it was given. Its default, node-cache's, is no file to look for
-// unasked: it matters only as the place that a template is rendered to.
-func (f *serveFlags) givenCorefile() string {
-	if f.given["corefile"] {
-		return f.corefile
-	}
-	return ""
 }
 
 // setupFlags is the share of the node's network.
@@ -222,7 +213,12 @@ func (d *seconds) Set(v string) error {
 // port is a port number from 1 to 65535.
 type port uint16
 
-func (p *port) String() string { return strconv.Itoa(int(*p)) }
+func (p *port) String() string {
+	if *p == 0 {
+		return "" // not given
+	}
+	return strconv.Itoa(int(*p))
+}
 
 func (p *port) Set(v string) error {
 	n, err := strconv.ParseUint(v, 10, 16)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -28,8 +29,13 @@ import (
 // longer counts instead.
 const drainTime = 300 * time.Millisecond
 
-// closeTimeout bounds the work on the node's network at exit, well below a pod's default grace of 30 s.
-const closeTimeout = 15 * time.Second
+// exitTimeout bounds the exit up to the moment that the sockets are closed, and closeTimeout the work on the
+// node's network after it. Together they stay below a pod's default grace of 30 s: a lameduck that is longer
+// is cut short, and what hangs is left behind rather than killed in the middle.
+const (
+	exitTimeout  = 18 * time.Second
+	closeTimeout = 10 * time.Second
+)
 
 func serveHelp(w io.Writer) {
 	fmt.Fprint(w, `Run the cache on this node until SIGTERM or SIGINT.
@@ -128,12 +134,59 @@ func (s *server) run(stdout io.Writer) error {
 		s.log.Errorf("pidfile: %v", err)
 	}
 	graceful := s.untilSignal(signals)
-	err := s.stop(graceful, signals)
+	exit, hurried := s.exit(signals)
+	defer hurried()
+	err := s.stop(exit, graceful)
 	cancel()
-	owned.Wait()
-	closeCtx, done := context.WithTimeout(context.Background(), closeTimeout)
+	// A tool that hangs, or a lock that is held, must not keep the process from ending.
+	if !within(exit, owned.Wait) {
+		s.log.Warningf("the node's network is still being worked on: leaving it as it is")
+		os.Exit(exitFailed)
+	}
+	closeCtx, done := context.WithTimeout(context.WithoutCancel(exit), closeTimeout)
 	defer done()
 	return errors.Join(err, s.node.Close(closeCtx), removePidfile(s.flags.pidfile))
+}
+
+// exit is the time that is left to end in: exitTimeout, or until SIGINT or SIGQUIT asks for haste. Another
+// SIGTERM does not, because some supervisors send it twice, to the process and to its group.
+func (s *server) exit(signals <-chan os.Signal) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(context.Background(), exitTimeout)
+	go func() {
+		for {
+			select {
+			case sig := <-signals:
+				if sig == syscall.SIGINT || sig == syscall.SIGQUIT {
+					s.log.Warningf("%v: ending at once", sig)
+					cancel()
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return ctx, cancel
+}
+
+// within runs f and tells whether it came to its end in time.
+func within(ctx context.Context, f func()) bool {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+		return true
+	case <-ctx.Done():
+	}
+	// In haste is not at once: what takes no time is waited for.
+	select {
+	case <-done:
+		return true
+	case <-time.After(time.Second):
+		return false
+	}
 }
 
 // assemble builds the parts and tells CoreDNS about them. Its registries belong to the process, so it
@@ -157,7 +210,7 @@ func (s *server) assemble() error {
 	}
 	s.source, err = corefile.NewSource(corefile.Options{
 		Conf:           s.flags.conf,
-		Corefile:       s.flags.givenCorefile(),
+		Corefile:       s.flags.corefile,
 		Base:           s.flags.baseCorefile,
 		KubeDNSDir:     s.flags.kubeDNSCM,
 		LocalIPs:       s.flags.localIPs,
@@ -203,14 +256,14 @@ func (s *server) start() error {
 	if err != nil {
 		return err
 	}
-	inst, err := caddy.Start(in)
-	if err != nil {
+	if _, err := caddy.Start(in); err != nil {
 		// The sockets that did open are still there; who holds the others is looked up before they go.
 		err = s.explain(err)
 		return errors.Join(err, caddy.Stop(), s.node.Rollback())
 	}
 	if err := s.node.Err(); err != nil {
-		inst.ShutdownCallbacks()
+		// Not the shutdown callbacks: nobody depends on this server yet, and health would sit out its
+		// lameduck.
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		return errors.Join(fmt.Errorf("the node's network: %w", err), caddy.Stop(), s.node.Close(ctx))
@@ -268,36 +321,30 @@ func (s *server) restart() {
 	}
 }
 
-// stop leads new queries away, answers those that are here, and closes the sockets. SIGINT and SIGQUIT
-// cut the waiting short; another SIGTERM does not, because some supervisors send it twice, to the process
-// and to its group.
-func (s *server) stop(graceful bool, signals <-chan os.Signal) error {
-	var errs []error
+// stop leads new queries away, answers those that are here, and closes the sockets; in haste it closes
+// them.
+func (s *server) stop(exit context.Context, graceful bool) error {
 	if graceful {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-		defer cancel()
-		if err := s.node.Drain(ctx); err != nil {
-			errs = append(errs, err)
+		if err := s.node.Drain(exit); err != nil {
+			// The end is none the worse for it, but for queries of the moment in which the sockets close.
+			s.log.Warningf("new queries are not led away: %v", err)
 		}
-		drained := make(chan struct{})
 		least := time.After(drainTime)
-		go func() {
-			defer close(drained)
-			s.node.Serving().ShutdownCallbacks() // health waits here for its lameduck
-			<-least
-		}()
-		for waiting := true; waiting; {
-			select {
-			case <-drained:
-				waiting = false
-			case sig := <-signals:
-				if waiting = sig != syscall.SIGINT && sig != syscall.SIGQUIT; !waiting {
-					s.log.Warningf("%v: ending at once", sig)
-				}
+		within(exit, func() {
+			for _, err := range s.node.Serving().ShutdownCallbacks() { // health waits here for its lameduck
+				s.log.Warningf("shutdown: %v", err)
 			}
-		}
+			select {
+			case <-least:
+			case <-exit.Done():
+			}
+		})
 	}
-	return errors.Join(append(errs, caddy.Stop())...)
+	var err error
+	if !within(exit, func() { err = caddy.Stop() }) {
+		return errors.New("the servers did not stop in time")
+	}
+	return err
 }
 
 func checkPidfile(path string) error {
@@ -311,20 +358,31 @@ func checkPidfile(path string) error {
 	return errors.Join(tmp.Close(), os.Remove(tmp.Name()))
 }
 
-// writePidfile is written last, because its appearance tells that the sockets are open.
+// writePidfile is written last, because its appearance tells that the sockets are open. It appears whole.
 func writePidfile(path string) error {
 	if path == "" {
 		return nil
 	}
-	return os.WriteFile(path, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o644)
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".pid-*")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(tmp, os.Getpid())
+	if err := errors.Join(err, tmp.Chmod(0o644), tmp.Close()); err != nil {
+		return errors.Join(err, os.Remove(tmp.Name()))
+	}
+	return os.Rename(tmp.Name(), path)
 }
 
+// removePidfile removes the file unless another process has written it anew, as the next one of an upgrade
+// does.
 func removePidfile(path string) error {
 	if path == "" {
 		return nil
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
+	content, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) || err == nil && strings.TrimSpace(string(content)) != strconv.Itoa(os.Getpid()) {
+		return nil
 	}
-	return nil
+	return errors.Join(err, os.Remove(path))
 }

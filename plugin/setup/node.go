@@ -102,12 +102,15 @@ func (n *Node) prepare(caddy.Context) error {
 	spec, err := specOf(n.flags, cfg, listen, linkOf)
 	if errors.Is(err, errNothing) {
 		if n.inForce() {
-			n.log.Warningf("the Corefile asks for no setup any more: interface and rules stay as they are until this process ends")
+			n.log.Warningf("the Corefile asks for no setup any more: interface and rules stay as they are; 'localcache teardown' removes them when this process has ended")
 		}
 		return nil
 	}
 	if err != nil {
 		return err
+	}
+	if !listen.wildcard && len(listen.bound) == 0 {
+		n.log.Warningf("no server block listens on port %d at a local address: the rules are for nobody; give -dns.port if the blocks have another", spec.Port)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
 	defer cancel()
