@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -48,11 +49,11 @@ func AllFirewalls(ctx context.Context, owner string) []Firewall {
 	var all []Firewall
 	found := findIPTables(ctx)
 	for _, t := range found {
-		if fw, err := newIPTables(t.name, owner, found, lockWait); err == nil {
+		if fw, err := newIPTables(ctx, t.name, owner, found, lockWait); err == nil {
 			all = append(all, fw)
 		}
 	}
-	programs, err := openAll(found, lockWait)
+	programs, err := openAll(ctx, found, lockWait)
 	if err != nil {
 		programs = nil // a program that cannot even tell its version removes nothing either
 	}
@@ -116,7 +117,7 @@ func (d detection) auto(ctx context.Context) (Firewall, string, error) {
 		return nil, "", iptErr
 	}
 	if u, why, ok := choose(usable); ok {
-		fw, err := newIPTables(u.name, d.owner, d.found, d.wait)
+		fw, err := newIPTables(ctx, u.name, d.owner, d.found, d.wait)
 		return fw, why, err
 	}
 	if nftErr == nil {
@@ -139,7 +140,7 @@ func (d detection) auto(ctx context.Context) (Firewall, string, error) {
 func (d detection) iptables(ctx context.Context) (Firewall, string, error) {
 	usable, iptErr := d.look(ctx)
 	if u, why, ok := choose(usable); ok {
-		fw, err := newIPTables(u.name, d.owner, d.found, d.wait)
+		fw, err := newIPTables(ctx, u.name, d.owner, d.found, d.wait)
 		return fw, why, err
 	}
 	fw, why, err := d.first(ctx, usable)
@@ -154,7 +155,7 @@ func (d detection) iptables(ctx context.Context) (Firewall, string, error) {
 func (d detection) first(ctx context.Context, usable []usage) (Firewall, string, error) {
 	var errs []error
 	for _, u := range usable {
-		fw, err := newIPTables(u.name, d.owner, d.found, d.wait)
+		fw, err := newIPTables(ctx, u.name, d.owner, d.found, d.wait)
 		if err == nil {
 			for _, x := range []*xtablesProgram{fw.v4, fw.v6} {
 				if x != nil {
@@ -172,7 +173,7 @@ func (d detection) first(ctx context.Context, usable []usage) (Firewall, string,
 }
 
 func (d detection) nftables(ctx context.Context) (Firewall, string, error) {
-	programs, err := openAll(d.found, d.wait)
+	programs, err := openAll(ctx, d.found, d.wait)
 	if err != nil {
 		d.log.Warningf("rules of node-cache in iptables will not be seen: %v", err)
 		programs = nil
@@ -221,7 +222,7 @@ func (d detection) lookAt(ctx context.Context, t iptablesTools) (usage, error) {
 	u := usage{name: t.name}
 	// No socket is open before this is known, or given up for now: the wait for the lock is short, and
 	// ErrLocked has the question asked again when they are.
-	programs, err := openAll([]iptablesTools{t}, min(d.wait, time.Second))
+	programs, err := openAll(ctx, []iptablesTools{t}, min(d.wait, time.Second))
 	if err != nil {
 		return u, err
 	}
@@ -231,7 +232,7 @@ func (d detection) lookAt(ctx context.Context, t iptablesTools) (usage, error) {
 				continue
 			}
 			lines, err := x.list(ctx, table, "")
-			if err != nil && x.v6 && len(programs) > 1 && !errors.Is(err, ErrLocked) {
+			if err != nil && x.v6 && len(programs) > 1 && !unanswered(err) {
 				break // a kernel without IPv6
 			}
 			if err != nil {
@@ -301,7 +302,7 @@ func kubeProxyTable(ctx context.Context, owner string) (string, error) {
 type offFirewall struct{}
 
 func (offFirewall) Name() string                                      { return string(ChoiceOff) }
-func (offFirewall) SocketMatch(context.Context) error                 { return nil }
+func (offFirewall) SocketMatch(context.Context, []netip.Addr) error   { return nil }
 func (offFirewall) Apply(context.Context, []Rule) error               { return nil }
 func (offFirewall) Check(context.Context, []Rule) ([]string, error)   { return nil, nil }
 func (offFirewall) Remove(context.Context) ([]string, error)          { return nil, nil }

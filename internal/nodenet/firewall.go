@@ -3,6 +3,7 @@ package nodenet
 import (
 	"context"
 	"errors"
+	"net/netip"
 )
 
 // Firewall puts rules into the kernel through one front end, for one owner. Its methods are safe to
@@ -11,9 +12,9 @@ import (
 type Firewall interface {
 	// Name is the front end for people and metrics: iptables-nft, iptables-legacy, nftables.
 	Name() string
-	// SocketMatch reports whether the front end can ask for an open socket here, and if not, why. It
-	// tries it out in the kernel and leaves nothing behind.
-	SocketMatch(ctx context.Context) error
+	// SocketMatch reports whether the front end can ask for an open socket here in rules for the
+	// addresses, and if not, why. It tries it out in the kernel and leaves nothing behind.
+	SocketMatch(ctx context.Context, addrs []netip.Addr) error
 	// Apply makes rules the whole of what the owner has: what is missing is added, what is superfluous
 	// or doubled is removed. At each moment a packet meets either the old rules or the new.
 	Apply(ctx context.Context, rules []Rule) error
@@ -27,7 +28,8 @@ type Firewall interface {
 	RemoveNodeCache(ctx context.Context) (removed []string, err error)
 }
 
-// ErrLocked is wrapped by errors of a Firewall that waited for the xtables lock in vain.
+// ErrLocked is wrapped by errors of a Firewall that waited for the xtables lock in vain, or so long that
+// there was no time left for the rest; the latter wraps the context's error as well.
 var ErrLocked = errors.New("another program holds the xtables lock")
 
 // Logger is the part of a CoreDNS plugin logger that this package writes to.

@@ -33,7 +33,7 @@ func openBackend(t *testing.T, name, owner string) Firewall {
 	t.Helper()
 	found := findIPTables(t.Context())
 	if name == nameNFTables {
-		programs, err := openAll(found, lockWait)
+		programs, err := openAll(t.Context(), found, lockWait)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -43,7 +43,7 @@ func openBackend(t *testing.T, name, owner string) Firewall {
 		}
 		return fw
 	}
-	fw, err := newIPTables(name, owner, found, lockWait)
+	fw, err := newIPTables(t.Context(), name, owner, found, lockWait)
 	if err != nil {
 		t.Skip(err)
 	}

@@ -24,11 +24,14 @@ type Holder struct {
 }
 
 func (h Holder) String() string {
-	who := "a process that cannot be seen from here"
-	if h.PID != 0 {
-		who = fmt.Sprintf("%s (pid %d)", h.Name, h.PID)
+	return fmt.Sprintf("%s/%s is held by %s", h.Local, h.Proto, h.process())
+}
+
+func (h Holder) process() string {
+	if h.PID == 0 {
+		return "a process that cannot be seen from here"
 	}
-	return fmt.Sprintf("%s/%s is held by %s", h.Local, h.Proto, who)
+	return fmt.Sprintf("%s (pid %d)", h.Name, h.PID)
 }
 
 // Holders lists the sockets of other processes that stand in the way of binding at: those bound to the
@@ -67,12 +70,64 @@ func Holders(procfs string, at netip.AddrPort) ([]Holder, error) {
 	for i := range holders {
 		holders[i].PID = owners[inodes[i]]
 		if holders[i].PID != 0 {
-			comm, _ := os.ReadFile(filepath.Join(procfs, strconv.Itoa(holders[i].PID), "comm"))
-			holders[i].Name = strings.TrimSpace(string(comm))
+			holders[i].Name = processName(procfs, holders[i].PID)
 		}
 	}
 	holders = slices.DeleteFunc(holders, func(h Holder) bool { return h.PID == own })
 	return holders, errors.Join(errs...)
+}
+
+// processName is what the kernel calls a process (proc_pid_comm(5)); "" where it has just ended.
+func processName(procfs string, pid int) string {
+	comm, _ := os.ReadFile(filepath.Join(procfs, strconv.Itoa(pid), "comm")) // "" is good enough
+	return strings.TrimSpace(string(comm))
+}
+
+// dnsPort is where node-cache has its sockets, whatever our own port is.
+const dnsPort = 53
+
+// holdersOf lists the sockets of other processes that are bound to one of addrs itself at one of ports: a
+// DNS server that knows nothing of our names, as node-cache, is alive there. One that is bound to the
+// unspecified address does not depend on ours.
+func holdersOf(addrs []netip.Addr, ports ...uint16) ([]Holder, error) {
+	slices.Sort(ports)
+	var found []Holder
+	var errs []error
+	for _, a := range addrs {
+		for _, port := range slices.Compact(ports) {
+			holders, err := Holders("/proc", netip.AddrPortFrom(a, port))
+			errs = append(errs, err)
+			for _, h := range holders {
+				if h.Local.Addr() == a {
+					found = append(found, h)
+				}
+			}
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return found, &SetupError{ErrorPresence, fmt.Errorf("look for other processes' sockets: %w", err)}
+	}
+	return found, nil
+}
+
+// describeHolders names processes for people, with what they hold, each once.
+func describeHolders(holders []Holder) string {
+	var names []string
+	for _, h := range holders {
+		if name := fmt.Sprintf("%s at %s", h.process(), h.Local); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// heldAddrs are the addresses of holders' sockets.
+func heldAddrs(holders []Holder) []netip.Addr {
+	var addrs []netip.Addr
+	for _, h := range holders {
+		addrs = append(addrs, h.Local.Addr())
+	}
+	return addrs
 }
 
 // blocks tells whether a socket bound to has keeps want from being bound. [::] takes IPv4 too, unless

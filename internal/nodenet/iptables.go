@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -11,7 +12,7 @@ import (
 // iptablesFirewall is the Firewall that drives the programs of one iptables variant.
 //
 // At each hook the owner has one chain and, at the head of the kernel's chain, one rule that leads to
-// it. iptables changes one rule a call, so that a chain is never changed while packets meet it: a
+// it. Several calls make up a change, so that a chain is never changed while packets meet it: a
 // second chain is filled, the rule that leads to it is put before the rule that leads to the first, and
 // then the first goes. All of its calls wait for the xtables lock, but not for ever.
 //
@@ -24,21 +25,23 @@ type iptablesFirewall struct {
 	v6    *xtablesProgram
 	// leftovers are the programs of both variants, through which node-cache's rules are found.
 	leftovers []*xtablesProgram
+	lock      *lockWatch
 }
 
 // newIPTables opens the programs of the variant named name. found is what findIPTables returned, wait
 // how long a call waits for the xtables lock, in whole seconds of at least one.
-func newIPTables(name, owner string, found []iptablesTools, wait time.Duration) (*iptablesFirewall, error) {
+func newIPTables(ctx context.Context, name, owner string, found []iptablesTools, wait time.Duration) (*iptablesFirewall, error) {
 	i := slices.IndexFunc(found, func(t iptablesTools) bool { return t.name == name })
 	if i < 0 {
 		return nil, fmt.Errorf("%s is not in PATH", name)
 	}
 	f := &iptablesFirewall{tools: found[i], tag: ownerTag(owner)}
 	var err error
-	if f.leftovers, err = openAll(found, wait); err != nil {
+	if f.leftovers, err = openAll(ctx, found, wait); err != nil {
 		return nil, err
 	}
 	for _, x := range f.leftovers {
+		f.lock = x.lock // one for all
 		switch x.path {
 		case f.tools.path4:
 			f.v4 = x
@@ -50,8 +53,9 @@ func newIPTables(name, owner string, found []iptablesTools, wait time.Duration) 
 }
 
 // openAll opens every program of found.
-func openAll(found []iptablesTools, wait time.Duration) ([]*xtablesProgram, error) {
+func openAll(ctx context.Context, found []iptablesTools, wait time.Duration) ([]*xtablesProgram, error) {
 	var programs []*xtablesProgram
+	lock := new(lockWatch)
 	for _, t := range found {
 		for _, p := range []struct {
 			path string
@@ -60,7 +64,7 @@ func openAll(found []iptablesTools, wait time.Duration) ([]*xtablesProgram, erro
 			if p.path == "" {
 				continue
 			}
-			x, err := openXtables(p.path, t.legacy, p.v6, wait)
+			x, err := openXtables(ctx, p.path, t.legacy, p.v6, wait, lock)
 			if err != nil {
 				return nil, err
 			}
@@ -114,7 +118,7 @@ func at(h Hook, rules []Rule) [][]string {
 // Check implements Firewall.
 func (f *iptablesFirewall) Check(ctx context.Context, rules []Rule) ([]string, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return nil, f.lock.explain(err)
 	}
 	var diffs []string
 	for _, v6 := range []bool{false, true} {
@@ -135,7 +139,10 @@ func (f *iptablesFirewall) Check(ctx context.Context, rules []Rule) ([]string, e
 			}
 		}
 	}
-	return diffs, nil
+	others, err := otherLeftovers(ctx, slices.DeleteFunc(slices.Clone(f.leftovers), func(x *xtablesProgram) bool {
+		return x.legacy == f.tools.legacy
+	}), addressesOf(rules))
+	return append(diffs, others...), err
 }
 
 // Apply implements Firewall.
@@ -147,7 +154,7 @@ func (f *iptablesFirewall) Apply(ctx context.Context, rules []Rule) error {
 			err = f.applyFamily(ctx, x, mine)
 		}
 		errs = append(errs, err)
-		if errors.Is(err, ErrLocked) || ctx.Err() != nil {
+		if unanswered(err) || ctx.Err() != nil {
 			return errors.Join(errs...) // each further call would wait as long again
 		}
 	}
@@ -196,15 +203,7 @@ func (f *iptablesFirewall) replace(ctx context.Context, x *xtablesProgram, h Hoo
 		}
 	}
 	if len(want) > 0 {
-		if err := x.run(ctx, func() error { return x.ipt.ClearChain(table, next) }); err != nil {
-			return err
-		}
-		for _, args := range want {
-			if err := x.run(ctx, func() error { return x.ipt.Append(table, next, args...) }); err != nil {
-				return err
-			}
-		}
-		if err := x.run(ctx, func() error { return x.ipt.Insert(table, chain, 1, jumpArgs(next)...) }); err != nil {
+		if err := x.fillChain(ctx, table, next, want, chain, jumpArgs(next)); err != nil {
 			return err
 		}
 	}
@@ -228,7 +227,7 @@ func (f *iptablesFirewall) replace(ctx context.Context, x *xtablesProgram, h Hoo
 // Remove implements Firewall.
 func (f *iptablesFirewall) Remove(ctx context.Context) (removed []string, err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, err
+		return nil, f.lock.explain(err)
 	}
 	var errs []error
 	for _, x := range []*xtablesProgram{f.v4, f.v6} {
@@ -238,7 +237,7 @@ func (f *iptablesFirewall) Remove(ctx context.Context) (removed []string, err er
 		names, err := f.removeFamily(ctx, x)
 		removed = append(removed, names...)
 		errs = append(errs, err)
-		if errors.Is(err, ErrLocked) || ctx.Err() != nil {
+		if unanswered(err) || ctx.Err() != nil {
 			return removed, errors.Join(errs...)
 		}
 	}
@@ -274,7 +273,7 @@ func (f *iptablesFirewall) removeFamily(ctx context.Context, x *xtablesProgram) 
 				removed = append(removed, fmt.Sprintf("%s %s chain %s with %d rules", f.Name(), x.family(), name, len(rules)))
 			}
 		}
-		if ctx.Err() != nil || errors.Is(errors.Join(errs...), ErrLocked) {
+		if ctx.Err() != nil || unanswered(errors.Join(errs...)) {
 			break
 		}
 	}
@@ -288,27 +287,25 @@ func (f *iptablesFirewall) removeFamily(ctx context.Context, x *xtablesProgram) 
 	return removed, errors.Join(errs...)
 }
 
-// SocketMatch implements Firewall. It puts a rule into a chain that no packet meets and removes both.
-func (f *iptablesFirewall) SocketMatch(ctx context.Context) error {
+// SocketMatch implements Firewall. It puts a rule into a chain that no packet meets and removes both, with
+// the programs of the families that are wanted: a missing match for the other changes nothing.
+func (f *iptablesFirewall) SocketMatch(ctx context.Context, addrs []netip.Addr) error {
 	if f.v4 == nil && f.v6 == nil {
 		return fmt.Errorf("%s: no program", f.Name())
 	}
 	for _, x := range []*xtablesProgram{f.v4, f.v6} {
-		if x == nil {
+		if x == nil || !x.wanted(addrs) {
 			continue
 		}
 		chain := trialChain(f.tag)
-		if err := x.run(ctx, func() error { return x.ipt.ClearChain("raw", chain) }); err != nil {
-			if x.v6 && f.v4 != nil && !errors.Is(err, ErrLocked) {
-				continue // a kernel without IPv6: its rules will not be wanted
-			}
+		if err := x.clearChain(ctx, "raw", chain); err != nil {
 			return err
 		}
-		err := x.run(ctx, func() error {
-			return x.ipt.Append("raw", chain, "-p", "tcp", "-m", "socket", "--nowildcard", "-j", "CT", "--notrack")
-		})
-		// Cleaned up even where the caller has run out of time; one call is bounded by itself.
-		_, cleanup := x.dropChain(context.WithoutCancel(ctx), "raw", chain)
+		err := x.appendRule(ctx, "raw", chain, []string{"-p", "tcp", "-m", "socket", "--nowildcard", "-j", "CT", "--notrack"})
+		// Cleaned up even where the caller has run out of time.
+		lateCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+		_, cleanup := x.dropChain(lateCtx, "raw", chain)
+		cancel()
 		if err != nil {
 			return errors.Join(fmt.Errorf("%s: no socket match for %s: %w", f.Name(), x.family(), err), cleanup)
 		}

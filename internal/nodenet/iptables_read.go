@@ -2,7 +2,6 @@ package nodenet
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -33,7 +32,7 @@ func (s hookState) jumps(names []string) []int {
 // none of ours.
 func (f *iptablesFirewall) read(ctx context.Context, x *xtablesProgram, needed, whole bool) (map[Hook]hookState, error) {
 	states, err := f.readHooks(ctx, x, whole)
-	if err != nil && x.v6 && !needed && !errors.Is(err, ErrLocked) && ctx.Err() == nil {
+	if err != nil && x.v6 && !needed && !unanswered(err) && ctx.Err() == nil {
 		return nil, nil
 	}
 	return states, err

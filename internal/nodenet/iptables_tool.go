@@ -5,49 +5,57 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
-
-	"github.com/coreos/go-iptables/iptables"
 )
 
 // lockWait is how long a call waits for the xtables lock, the -w of iptables. Programs hold it for
 // milliseconds; on nodes with tens of thousands of rules for a second or two.
 const lockWait = 5 * time.Second
 
-// exitLocked is the exit status of iptables where it did not get the lock (RESOURCE_PROBLEM in
-// xtables.h).
-const exitLocked = 4
-
-// exitNotThere is the exit status of iptables for a chain or a rule that does not exist, and for any
-// other thing that it could not do (OTHER_PROBLEM).
-const exitNotThere = 1
-
 // xtablesProgram is one iptables or ip6tables program.
 type xtablesProgram struct {
 	path   string
 	legacy bool // it drives ip_tables, not nf_tables
 	v6     bool
-	ipt    *iptables.IPTables
-	calls  int // programs started, for tests
+	// restore is the program of the same variant that makes many changes at once; "" if there is none.
+	restore string
+
+	wait  []string      // the options by which a call waits for the lock
+	limit time.Duration // of one call
+	lock  *lockWatch
+	left  <-chan struct{} // a call that could not even be killed, until it ends
+	calls int             // programs started, for tests
 }
 
-func openXtables(path string, legacy, v6 bool, wait time.Duration) (*xtablesProgram, error) {
-	proto := iptables.ProtocolIPv4
-	if v6 {
-		proto = iptables.ProtocolIPv6
-	}
-	// Whole seconds are all that -w takes from version 1.8.8 on; 0 would wait for ever.
-	seconds := max(1, int(wait/time.Second))
-	ipt, err := iptables.New(iptables.IPFamily(proto), iptables.Path(path), iptables.Timeout(seconds))
+// openXtables asks the program at path for its version. wait is how long each call waits for the lock.
+func openXtables(ctx context.Context, path string, legacy, v6 bool, wait time.Duration, lock *lockWatch) (*xtablesProgram, error) {
+	v, err := askVersion(ctx, path)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, err
 	}
-	return &xtablesProgram{path: path, legacy: legacy, v6: v6, ipt: ipt}, nil
+	x := &xtablesProgram{path: path, legacy: legacy, v6: v6, limit: wait + callMargin, lock: lock}
+	switch {
+	case slices.Compare(v.number[:], []int{1, 4, 20}) < 0:
+		return nil, fmt.Errorf("%s is of version %s and cannot wait for the xtables lock: 1.4.20 is the first that can", path, v)
+	case slices.Compare(v.number[:], []int{1, 6, 0}) < 0:
+		x.wait = []string{"-w"} // for ever, but for limit
+	default:
+		// Whole seconds are all that -w takes from version 1.8.8 on; 0 would not wait.
+		x.wait = []string{"-w", strconv.Itoa(max(1, int(wait/time.Second)))}
+	}
+	// iptables-restore knows -w from 1.6.2 on. What lies beside a program of no telling name may be of
+	// the other variant.
+	if r, err := askVersion(ctx, path+"-restore"); err == nil && r.legacy == legacy && slices.Compare(r.number[:], []int{1, 6, 2}) >= 0 {
+		x.restore = path + "-restore"
+	}
+	return x, nil
 }
 
 func (x *xtablesProgram) family() string {
@@ -57,43 +65,70 @@ func (x *xtablesProgram) family() string {
 	return "IPv4"
 }
 
-// run calls the program once. go-iptables takes no context: a call that has begun ends by itself, after
-// the wait for the lock at the latest.
-func (x *xtablesProgram) run(ctx context.Context, f func() error) error {
+// wanted tells whether one of the addresses is of the program's family.
+func (x *xtablesProgram) wanted(addrs []netip.Addr) bool {
+	return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is6() == x.v6 })
+}
+
+// run calls the program once. A call ends with ctx, and after limit at the latest: a program that hangs
+// is killed. Where not even that ends it, further calls fail until it has ended, so that there is one of
+// them at most.
+//
+// Errors: *exitError; one that wraps errHung; one that wraps ErrLocked, where the lock was held, and
+// with ctx.Err() where the waits for it have used up the time.
+func (x *xtablesProgram) run(ctx context.Context, args ...string) ([]byte, error) {
+	return x.call(ctx, "", x.path, args...)
+}
+
+// call is run for the program at path, which is x's or its restore, with an input.
+func (x *xtablesProgram) call(ctx context.Context, stdin, path string, args ...string) ([]byte, error) {
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%s: %w", x.path, err)
+		return nil, x.lock.explain(fmt.Errorf("%s: %w", x.path, err))
+	}
+	select {
+	case <-x.left:
+		x.left = nil
+	default:
+		if x.left != nil {
+			return nil, fmt.Errorf("%s: an earlier call was killed: %w", x.path, errHung)
+		}
 	}
 	x.calls++
-	err := f()
-	if x.legacy && exitStatus(err) == exitLocked {
+	start := time.Now()
+	out, left, err := runProgram(ctx, x.limit, stdin, path, append(args, x.wait...)...)
+	x.left = left
+	if !x.legacy {
+		return out, err // nf_tables needs no lock
+	}
+	if exitStatus(err) == exitLocked {
 		// The program ends this way too where it cannot even open the lock's file, which no waiting
 		// mends.
 		if file, openErr := openLock(); openErr != nil {
-			return fmt.Errorf("%s cannot open its lock: %w: make the directory writable or mount the host's file", x.path, openErr)
+			return nil, fmt.Errorf("%s cannot open its lock: %w: make the directory writable or mount the host's file", x.path, openErr)
 		} else if closeErr := file.Close(); closeErr != nil {
 			err = errors.Join(err, closeErr)
 		}
-		return fmt.Errorf("%w: %w", ErrLocked, err)
 	}
+	x.lock.note(time.Since(start), err)
+	if exitStatus(err) == exitLocked || errors.Is(err, errHung) || err != nil && ctx.Err() != nil {
+		err = x.lock.explain(err)
+	}
+	return out, err
+}
+
+// change calls the program for what it does.
+func (x *xtablesProgram) change(ctx context.Context, args ...string) error {
+	_, err := x.run(ctx, args...)
 	return err
 }
 
-// openLock opens the file of the xtables lock as iptables does (xtables_lock in iptables/xshared.c).
-func openLock() (*os.File, error) {
-	name := os.Getenv("XTABLES_LOCKFILE")
-	if name == "" {
-		name = "/run/xtables.lock"
+// ask calls the program to know whether a rule or a chain is there.
+func (x *xtablesProgram) ask(ctx context.Context, args ...string) (bool, error) {
+	_, err := x.run(ctx, args...)
+	if exitStatus(err) == exitNotThere {
+		return false, nil
 	}
-	return os.OpenFile(name, os.O_RDONLY|os.O_CREATE, 0o600)
-}
-
-// exitStatus returns the exit status behind an error of go-iptables, or 0.
-func exitStatus(err error) int {
-	var e *iptables.Error
-	if errors.As(err, &e) {
-		return e.ExitStatus()
-	}
-	return 0
+	return err == nil, err
 }
 
 // loaded tells whether the kernel has the table. A legacy table that nobody has asked for holds no
@@ -116,24 +151,16 @@ func (x *xtablesProgram) loaded(table string) bool {
 
 // list returns the lines of a chain, or with chain "" of the whole table.
 func (x *xtablesProgram) list(ctx context.Context, table, chain string) ([]ruleLine, error) {
-	if chain == "" {
-		// -S without a chain is out of go-iptables' reach. The options -4 and -6 have no effect on a
-		// program of their family (iptables(8)) and keep the place.
-		chain = "-4"
-		if x.v6 {
-			chain = "-6"
-		}
+	args := []string{"-t", table, "-S"}
+	if chain != "" {
+		args = append(args, chain)
 	}
-	var text []string
-	err := x.run(ctx, func() (err error) {
-		text, err = x.ipt.List(table, chain)
-		return err
-	})
+	out, err := x.run(ctx, args...)
 	if err != nil {
 		return nil, err
 	}
 	var lines []ruleLine
-	for _, s := range text {
+	for s := range strings.Lines(string(out)) {
 		if l, ok := parseRuleLine(s); ok {
 			lines = append(lines, l)
 		}
@@ -141,14 +168,63 @@ func (x *xtablesProgram) list(ctx context.Context, table, chain string) ([]ruleL
 	return lines, nil
 }
 
-// deleteRule deletes the first rule of these arguments. It is no error if somebody else was faster.
-func (x *xtablesProgram) deleteRule(ctx context.Context, table, chain string, args []string) error {
-	err := x.run(ctx, func() error { return x.ipt.Delete(table, chain, args...) })
+// clearChain makes an empty chain, or empties the one of that name.
+func (x *xtablesProgram) clearChain(ctx context.Context, table, chain string) error {
+	err := x.change(ctx, "-t", table, "-N", chain)
 	if exitStatus(err) != exitNotThere {
 		return err
 	}
-	var there bool
-	if e := x.run(ctx, func() (e error) { there, e = x.ipt.Exists(table, chain, args...); return e }); e != nil {
+	// Most likely it is there. If not, the reason is that of the first call.
+	if e := x.change(ctx, "-t", table, "-F", chain); e != nil {
+		return errors.Join(err, e)
+	}
+	return nil
+}
+
+// fillChain makes chain hold the rules and nothing else, and then puts a rule of the arguments jump at the
+// head of the chain hook. Each call waits for the lock anew, so that it is one call where that can be.
+func (x *xtablesProgram) fillChain(ctx context.Context, table, chain string, rules [][]string, hook string, jump []string) error {
+	if x.restore != "" {
+		var b strings.Builder
+		// A chain that is declared is made, or emptied (iptables-restore(8)).
+		fmt.Fprintf(&b, "*%s\n:%s - [0:0]\n", table, chain)
+		for _, args := range rules {
+			fmt.Fprintln(&b, ruleLine{Command: "-A", Chain: chain, Args: args})
+		}
+		fmt.Fprintln(&b, ruleLine{Command: "-I", Chain: hook, Args: append([]string{"1"}, jump...)})
+		b.WriteString("COMMIT\n")
+		_, err := x.call(ctx, b.String(), x.restore, "--noflush")
+		return err
+	}
+	if err := x.clearChain(ctx, table, chain); err != nil {
+		return err
+	}
+	for _, args := range rules {
+		if err := x.appendRule(ctx, table, chain, args); err != nil {
+			return err
+		}
+	}
+	return x.insertRule(ctx, table, hook, jump)
+}
+
+// appendRule adds a rule at the end of a chain.
+func (x *xtablesProgram) appendRule(ctx context.Context, table, chain string, args []string) error {
+	return x.change(ctx, append([]string{"-t", table, "-A", chain}, args...)...)
+}
+
+// insertRule puts a rule at the head of a chain.
+func (x *xtablesProgram) insertRule(ctx context.Context, table, chain string, args []string) error {
+	return x.change(ctx, append([]string{"-t", table, "-I", chain, "1"}, args...)...)
+}
+
+// deleteRule deletes the first rule of these arguments. It is no error if somebody else was faster.
+func (x *xtablesProgram) deleteRule(ctx context.Context, table, chain string, args []string) error {
+	err := x.change(ctx, append([]string{"-t", table, "-D", chain}, args...)...)
+	if exitStatus(err) != exitNotThere {
+		return err
+	}
+	there, e := x.ask(ctx, append([]string{"-t", table, "-C", chain}, args...)...)
+	if e != nil {
 		return errors.Join(err, e)
 	}
 	if there {
@@ -160,12 +236,15 @@ func (x *xtablesProgram) deleteRule(ctx context.Context, table, chain string, ar
 // dropChain empties and deletes a chain of ours that no rule leads to any more. The answer is whether
 // there was one.
 func (x *xtablesProgram) dropChain(ctx context.Context, table, chain string) (bool, error) {
-	var there bool
-	err := x.run(ctx, func() (e error) { there, e = x.ipt.ChainExists(table, chain); return e })
+	// One rule is enough to know, of however many.
+	there, err := x.ask(ctx, "-t", table, "-S", chain, "1")
 	if err != nil || !there {
 		return false, err
 	}
-	return true, x.run(ctx, func() error { return x.ipt.ClearAndDeleteChain(table, chain) })
+	if err := x.change(ctx, "-t", table, "-F", chain); err != nil {
+		return true, err
+	}
+	return true, x.change(ctx, "-t", table, "-X", chain)
 }
 
 // iptablesTools are the programs of one variant. A path is empty where there is no such program.
@@ -199,7 +278,7 @@ func findIPTables(ctx context.Context) []iptablesTools {
 			if path, err := exec.LookPath(p.name + variant.suffix); err == nil {
 				*p.path = path
 			} else if path, err := exec.LookPath(p.name); err == nil {
-				if legacy, err := isLegacy(ctx, path); err == nil && legacy == variant.legacy {
+				if v, err := askVersion(ctx, path); err == nil && v.legacy == variant.legacy {
 					*p.path = path
 				}
 			}
@@ -218,11 +297,27 @@ func findIPTables(ctx context.Context) []iptablesTools {
 	return found
 }
 
-// isLegacy asks the program at path which variant it is.
-func isLegacy(ctx context.Context, path string) (bool, error) {
-	out, err := exec.CommandContext(ctx, path, "--version").Output()
+// toolVersion is what a program says of itself.
+type toolVersion struct {
+	number [3]int
+	legacy bool
+}
+
+func (v toolVersion) String() string {
+	return fmt.Sprintf("%d.%d.%d", v.number[0], v.number[1], v.number[2])
+}
+
+// askVersion asks the program at path for its version and variant.
+func askVersion(ctx context.Context, path string) (toolVersion, error) {
+	out, _, err := runProgram(ctx, versionLimit, "", path, "--version")
 	if err != nil {
-		return false, fmt.Errorf("%s --version: %w", path, err)
+		return toolVersion{}, fmt.Errorf("ask for the version: %w", err)
 	}
-	return !bytes.Contains(out, []byte("(nf_tables)")), nil
+	// iptables v1.8.9 (nf_tables); before 1.8 nothing stands behind the number.
+	v := toolVersion{legacy: !bytes.Contains(out, []byte("(nf_tables)"))}
+	_, number, _ := strings.Cut(string(out), " v")
+	if n, err := fmt.Sscanf(number, "%d.%d.%d", &v.number[0], &v.number[1], &v.number[2]); n < 2 {
+		return v, fmt.Errorf("%s --version: no version in %q: %w", path, out, err)
+	}
+	return v, nil
 }

@@ -50,11 +50,13 @@ type Keeper struct {
 	presence *presence // under turn; nil before the first Prepare
 	looked   bool      // under turn: found is known
 	found    bool      // under turn: rules of the owner were there before the first that this process made
+	placed   bool      // under turn: whether this process keeps the rules was found out, and logged
 
 	// mu guards what follows and changes of the link, and is only held for netlink requests, so that a
 	// deleted link does not wait for a slow rule. It is taken after turn.
 	mu        sync.Mutex
 	link      *Link
+	port      uint16 // of the last Prepare that came to the link
 	committed *wish
 	prepared  *wish
 	made      linkChanges  // by Prepare, and not yet part of a Commit that succeeded
@@ -63,6 +65,7 @@ type Keeper struct {
 	draining  bool
 	closed    bool
 	lastWoe   map[woe]string
+	lastHeld  string // what was said last of the addresses that other processes hold
 
 	wakeRules chan struct{} // capacity 1: what is committed has changed
 	wakeLink  chan struct{}
@@ -179,6 +182,7 @@ func (k *Keeper) prepareLink(w *wish) (linkChanges, error) {
 	if k.link == nil {
 		k.link = newLink(w.spec.Interface, k.cfg.Log)
 	}
+	k.port = w.spec.Port
 	if !w.spec.ManageInterface {
 		missing, err := missingAnywhere(w.spec.Addresses)
 		if err != nil {
@@ -223,6 +227,21 @@ func (k *Keeper) wanted() []netip.Addr {
 	return addrs
 }
 
+// unheld picks those of addrs that no other process has a socket on, and says once which of them one has:
+// node-cache, which takes no names, is only seen by that. mu is held.
+func (k *Keeper) unheld(addrs []netip.Addr) (free []netip.Addr, err error) {
+	holders, err := holdersOf(addrs, k.port, dnsPort)
+	text := describeHolders(holders)
+	if text != "" && text != k.lastHeld {
+		k.cfg.Log.Warningf("not removed, because another process uses it: %s", text)
+	}
+	if err != nil {
+		return nil, err
+	}
+	k.lastHeld = text
+	return without(addrs, heldAddrs(holders)), nil
+}
+
 // undo removes what made says, but for what is still wanted, unless another process is there, which may
 // have come to need it. A link that was set up stays up: setting it down would cost the IPv6
 // addresses that others have on it. mu is held.
@@ -235,6 +254,19 @@ func (k *Keeper) undo(made linkChanges) error {
 		return err
 	}
 	still := k.wanted()
+	might := without(made.added, still)
+	if made.created && len(still) == 0 {
+		all, err := k.link.ours(k.mine)
+		if err != nil {
+			return err
+		}
+		might = all
+	}
+	free, err := k.unheld(might)
+	if err != nil {
+		return err
+	}
+	still = union(still, without(might, free))
 	if made.created && len(still) == 0 {
 		removed, stays, err := k.link.remove(k.mine)
 		k.logRemoved(removed, stays)
@@ -260,6 +292,7 @@ func (k *Keeper) logRemoved(removed []string, stays string) {
 func (k *Keeper) leaveOthers() error {
 	err := k.presence.leave()
 	k.presence, k.link, k.made, k.mine = nil, nil, linkChanges{}, nil
+	k.placed = false
 	k.interest.Store(nil)
 	return err
 }

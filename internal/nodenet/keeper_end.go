@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Drain leads new queries elsewhere while this process answers those that it has, so that none is lost
@@ -66,9 +67,10 @@ func serving(peers []peer) []peer {
 }
 
 // Close ends the keeping as on_exit says, once the sockets are closed: it removes the rules and then
-// the interface, or leaves both as they serve a dead process best. What another localcache process
-// uses is left to it. A start that never came to put its rules in place is undone. Run should have
-// returned. Close may be repeated.
+// the interface, or leaves both as they serve a dead process best. What another process uses is left to
+// it, and the interface stays where rules could not be removed; while another program holds the xtables
+// lock, that is tried until ctx ends. A start that never came to put its rules in place is undone. Run
+// should have returned. Close may be repeated.
 func (k *Keeper) Close(ctx context.Context) error {
 	leave, err := k.enter(ctx)
 	if err != nil {
@@ -104,12 +106,10 @@ func (k *Keeper) Close(ctx context.Context) error {
 		k.cfg.Log.Warningf("interface %s and the rules stay, because another localcache process may use them", k.presence.owner)
 	case !applied:
 		// Rules of an earlier process may be all that leads queries to the fallback.
-		if w.spec.OnExit == ExitRemove || k.looked && !k.found {
-			errs = append(errs, k.removeRules(ctx, w))
-		}
-		errs = append(errs, k.undoStart())
+		rules := w.spec.OnExit == ExitRemove || k.looked && !k.found
+		errs = append(errs, k.takeDown(ctx, w, rules, k.undoStart))
 	case w.spec.OnExit == ExitRemove:
-		errs = append(errs, k.removeRules(ctx, w), k.removeLink(w))
+		errs = append(errs, k.takeDown(ctx, w, true, func() error { return k.removeLink(w) }))
 	default:
 		if draining {
 			errs = append(errs, k.apply(ctx, w, false))
@@ -122,8 +122,77 @@ func (k *Keeper) Close(ctx context.Context) error {
 	return k.board.failed(errors.Join(errs...))
 }
 
-// removeRules removes what the owner has, in the front end in use first.
+// takeDown removes the rules, where they are to go, and then the link. All stays where another process has
+// sockets on an address. The link stays where rules do: they keep what is sent to the addresses out of
+// connection tracking, and with that from the DNAT of a Service, which it needs once they are not here.
+func (k *Keeper) takeDown(ctx context.Context, w *wish, rules bool, link func() error) error {
+	held, err := k.heldAtEnd(w)
+	if held || err != nil {
+		k.cfg.Log.Warningf("interface %s and the rules stay, because another process uses them or may do so; once it has ended, `localcache teardown` removes them",
+			k.presence.owner)
+		k.mu.Lock()
+		draining := k.draining
+		k.mu.Unlock()
+		if draining {
+			err = errors.Join(err, k.apply(ctx, w, false))
+		}
+		return err
+	}
+	if rules {
+		err = k.removeRules(ctx, w)
+	}
+	if err != nil {
+		return fmt.Errorf("rules are left, and therefore interface %s stays as it is; `localcache teardown` on this node removes both: %w",
+			k.presence.owner, err)
+	}
+	return link()
+}
+
+// heldAtEnd tells whether another process has a socket on an address that would go, or that rules lead to.
+func (k *Keeper) heldAtEnd(w *wish) (bool, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	addrs := w.spec.Addresses
+	if w.spec.ManageInterface {
+		ours, err := k.link.ours(union(k.mine, addrs))
+		if err != nil {
+			return false, err
+		}
+		addrs = union(addrs, ours)
+	}
+	free, err := k.unheld(addrs)
+	return len(free) < len(addrs), err
+}
+
+const (
+	// removeWait bounds the attempts to remove the rules at the end where the caller sets no bound.
+	removeWait = 30 * time.Second
+	// removePause is the pause between them. Each waits for the xtables lock itself.
+	removePause = 200 * time.Millisecond
+)
+
+// removeRules removes what the owner has, and tries again while another program holds the xtables lock.
 func (k *Keeper) removeRules(ctx context.Context, w *wish) error {
+	ctx, cancel := context.WithTimeout(ctx, removeWait)
+	defer cancel()
+	for said := false; ; said = true {
+		err := k.removeRulesOnce(ctx, w)
+		if !errors.Is(err, ErrLocked) {
+			return err
+		}
+		if !said {
+			k.cfg.Log.Warningf("the rules are not removed yet: %v; trying again", err)
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(removePause):
+		}
+	}
+}
+
+// removeRulesOnce goes through the front ends, the one in use first.
+func (k *Keeper) removeRulesOnce(ctx context.Context, w *wish) error {
 	if w.off() {
 		return nil
 	}

@@ -61,7 +61,7 @@ type memoryFirewall struct {
 func (f memoryFirewall) key() string  { return f.name + " " + f.owner }
 func (f memoryFirewall) Name() string { return f.name }
 
-func (f memoryFirewall) SocketMatch(context.Context) error {
+func (f memoryFirewall) SocketMatch(context.Context, []netip.Addr) error {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	return f.m.noSocket

@@ -102,7 +102,8 @@ func (k *Keeper) keeps() bool {
 	k.complain(woePresence, k.board.failed(err))
 	newer, older := k.presence.newer(peers)
 	was := k.board.snapshot().Keeper
-	if was == older { // changed
+	if !k.placed || was == older { // new or changed
+		k.placed = true
 		if older {
 			k.cfg.Log.Infof("the rules are left to a newer localcache process, %s", describePeers("/proc", []peer{newer}))
 		} else {
@@ -168,7 +169,11 @@ func (k *Keeper) dropSurplus() error {
 	if peers, err := k.presence.others(); err != nil || len(peers) > 0 {
 		return err
 	}
-	gone, err := k.link.removeAddresses(s.surplus)
+	free, err := k.unheld(s.surplus)
+	if err != nil {
+		return err
+	}
+	gone, err := k.link.removeAddresses(free)
 	if len(gone) > 0 {
 		k.cfg.Log.Infof("removed from interface %s, because nothing asks for them: %s", k.link.name, join(gone))
 		k.board.repaired(RepairSurplus)
@@ -237,7 +242,12 @@ func (k *Keeper) late(ctx context.Context, w *wish) error {
 			k.mu.Unlock()
 			return err
 		}
-		surplus = len(s.surplus) > 0
+		free, err := k.unheld(s.surplus)
+		if err != nil {
+			k.mu.Unlock()
+			return err
+		}
+		surplus = len(free) > 0
 	}
 	k.mu.Unlock()
 	if w.cleaned && !surplus {

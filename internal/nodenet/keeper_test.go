@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -438,19 +439,67 @@ func TestKeeperEnd(t *testing.T) {
 	}
 }
 
-// What cannot be removed is reported, and the rest is removed all the same.
+// Rules that cannot be removed are reported, and the interface stays with them: without it they would
+// keep queries to a Service's address from kube-proxy's DNAT.
 func TestKeeperCloseFails(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		err     error
+		applied bool
+	}{
+		{"no rights", unix.EPERM, true},
+		{"locked for ever", ErrLocked, true},
+		{"never applied", unix.EPERM, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNamespace(t)
+			m := newMemory()
+			p := newProcess(t, n, m)
+			spec := keeperSpec()
+			spec.OnExit = ExitRemove
+			if c.applied {
+				p.start(spec)
+			} else {
+				m.forgets = true
+				must(t, p.k.Prepare(context.Background(), spec))
+				if err := p.k.Commit(context.Background()); err == nil {
+					t.Fatal("Commit succeeded")
+				}
+			}
+			m.set(func() { m.removeErr = c.err })
+			ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+			defer cancel()
+			if err := p.k.Close(ctx); !errors.Is(err, c.err) || !strings.Contains(err.Error(), "`localcache teardown`") {
+				t.Errorf("error %v", err)
+			}
+			if got := addrsOn(t, "nodelocaldns"); len(got) != 2 {
+				t.Errorf("rules are left, and the addresses are %v", got)
+			}
+			if p.k.Status().Errors[ErrorIPTables]+p.k.Status().Errors[ErrorIPTablesLock] == 0 {
+				t.Error("not counted")
+			}
+			// What the message says to do does it.
+			m.set(func() { m.removeErr = nil })
+			must(t, Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.all}).Err())
+			if linkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
+				t.Error("something is left after a teardown")
+			}
+		})
+	}
+}
+
+// A lock that another program gives back in time does not keep the rules from being removed.
+func TestKeeperCloseLocked(t *testing.T) {
 	n := newNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	spec := keeperSpec()
 	spec.OnExit = ExitRemove
 	p.start(spec)
-	m.set(func() { m.removeErr = unix.EPERM })
-	if err := p.k.Close(context.Background()); !errors.Is(err, unix.EPERM) {
-		t.Errorf("error %v", err)
-	}
-	if linkExists(t, "nodelocaldns") {
-		t.Error("the interface is still there")
+	m.set(func() { m.removeErr = ErrLocked })
+	time.AfterFunc(3*removePause/2, func() { m.set(func() { m.removeErr = nil }) })
+	must(t, p.k.Close(context.Background()))
+	if linkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
+		t.Error("something is left")
 	}
 }

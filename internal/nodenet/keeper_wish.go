@@ -37,7 +37,7 @@ func (k *Keeper) settle(ctx context.Context, w *wish) error {
 		}
 		w.fw, w.why = fw, why
 	}
-	err := w.fw.SocketMatch(ctx)
+	err := w.fw.SocketMatch(ctx, w.spec.Addresses)
 	if err != nil && (errors.Is(err, ErrLocked) || ctx.Err() != nil) {
 		return rulesError(w.fw.Name(), err)
 	}

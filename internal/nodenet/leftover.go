@@ -48,6 +48,28 @@ func leftoverNames(h Hook, lines []ruleLine, addrs []netip.Addr) []string {
 	return names
 }
 
+// otherLeftovers looks, without a change, for rules of node-cache in front ends that are not in use here,
+// and names them for Check. Of their tables it reads raw alone, one call a program: what keeps queries
+// out of the fallback is there.
+func otherLeftovers(ctx context.Context, programs []*xtablesProgram, addrs []netip.Addr) (names []string, err error) {
+	for _, x := range programs {
+		if !x.wanted(addrs) || !x.loaded("raw") {
+			continue
+		}
+		lines, err := x.list(ctx, "raw", "")
+		if err != nil && (x.v6 || !x.legacy) && !unanswered(err) && ctx.Err() == nil {
+			continue // a kernel without IPv6 or nf_tables has no rules of it
+		}
+		if err != nil {
+			return names, fmt.Errorf("look for rules of node-cache: %w", err)
+		}
+		for _, l := range leftovers(lines, addrs) {
+			names = append(names, fmt.Sprintf("%s raw: rule of node-cache %s", x.path, l))
+		}
+	}
+	return names, nil
+}
+
 // removeLeftovers removes the rules of node-cache for the addresses, or with none given all of them,
 // through each of the programs, and names what it removed.
 func removeLeftovers(ctx context.Context, programs []*xtablesProgram, addrs []netip.Addr) (removed []string, err error) {
@@ -61,13 +83,16 @@ func removeLeftovers(ctx context.Context, programs []*xtablesProgram, addrs []ne
 			}
 			if _, read := tables[table]; !read {
 				lines, err := x.list(ctx, table, "")
-				if err != nil && x.v6 && !errors.Is(err, ErrLocked) && ctx.Err() == nil {
-					break // a kernel without IPv6 has no rules of it
+				if err != nil && (x.v6 || !x.legacy && len(addrs) > 0) && !unanswered(err) && ctx.Err() == nil {
+					break // a kernel without IPv6 or nf_tables has no rules of it
 				}
 				if err != nil {
 					errs = append(errs, fmt.Errorf("look for rules of node-cache: %w", err))
 					if errors.Is(err, ErrLocked) || ctx.Err() != nil {
 						return removed, errors.Join(errs...)
+					}
+					if errors.Is(err, errHung) {
+						break // it would hang again; the other programs may not
 					}
 				}
 				tables[table] = lines

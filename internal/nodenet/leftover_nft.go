@@ -83,8 +83,11 @@ func (f *nftablesFirewall) removeLeftovers(ctx context.Context, addrs []netip.Ad
 			}
 		}
 	}
-	legacy, legacyErr := removeLeftovers(ctx, slices.DeleteFunc(slices.Clone(f.leftovers), func(x *xtablesProgram) bool {
-		return !x.legacy
-	}), addrs)
+	legacy, legacyErr := removeLeftovers(ctx, f.legacy(), addrs)
 	return append(removed, legacy...), errors.Join(err, legacyErr)
+}
+
+// legacy are the programs for rules that netlink does not show.
+func (f *nftablesFirewall) legacy() []*xtablesProgram {
+	return slices.DeleteFunc(slices.Clone(f.leftovers), func(x *xtablesProgram) bool { return !x.legacy })
 }

@@ -50,8 +50,9 @@ func TestLeftovers(t *testing.T) {
 				want = []string{"table ip raw: rule of node-cache in chain PREROUTING", "table ip6 filter: rule of node-cache in chain OUTPUT"}
 			}
 			for _, w := range want {
-				if err != nil || strings.Count(all, "rule of node-cache") != 24 || !strings.Contains(all, w) {
-					t.Errorf("Check: %v\n%s\nwant 24 rules of node-cache, and %q", err, all, w)
+				// Twelve of each family, and of the other variant the eight in raw.
+				if err != nil || strings.Count(all, "rule of node-cache") != 40 || !strings.Contains(all, w) {
+					t.Errorf("Check: %v\n%s\nwant 40 rules of node-cache, and %q", err, all, w)
 				}
 			}
 			apply(t, fw, rules)
@@ -79,6 +80,35 @@ func TestLeftovers(t *testing.T) {
 			if s := ruleset(t); s != before {
 				t.Errorf("after RemoveNodeCache\n%s\nwant\n%s", s, before)
 			}
+		})
+	}
+}
+
+// TestLeftoversOfOtherFrontEnd has a node-cache that is still alive add its rules through the variant that
+// is not in use, after Apply: Check sees them and touches nothing, and the next Apply removes them.
+func TestLeftoversOfOtherFrontEnd(t *testing.T) {
+	for _, c := range []struct{ backend, other string }{
+		{nameIPTablesNFT, "legacy"}, {nameNFTables, "legacy"}, {nameNFTables, "nft"}, {nameIPTablesLegacy, "nft"},
+	} {
+		t.Run(c.backend+"/"+c.other, func(t *testing.T) {
+			newNamespace(t)
+			fw := openBackend(t, c.backend, "lc0")
+			rules := testSpec().Plan(PlanOptions{})
+			apply(t, fw, rules)
+			clean(t, fw, rules)
+			nodeCacheRules(t, "iptables-"+c.other, "169.254.20.10")
+			clean(t, fw, rules)
+			nodeCacheRules(t, "iptables-"+c.other, "169.254.25.10")
+			before := ruleset(t)
+			diffs, err := fw.Check(testContext(t), rules)
+			if all := strings.Join(diffs, "\n"); err != nil || !strings.Contains(all, "raw: rule of node-cache") || !strings.Contains(all, "PREROUTING") {
+				t.Errorf("Check: %v\n%s\nwant the rules of node-cache in raw", err, all)
+			}
+			if s := ruleset(t); s != before {
+				t.Errorf("Check changed\n%s\nto\n%s", before, s)
+			}
+			apply(t, fw, rules)
+			clean(t, fw, rules)
 		})
 	}
 }

@@ -253,6 +253,12 @@ func (l *Link) removeAddresses(addrs []netip.Addr) ([]netip.Addr, error) {
 	return removed, errors.Join(errs...)
 }
 
+// ours lists the addresses that remove would take away.
+func (l *Link) ours(known []netip.Addr) ([]netip.Addr, error) {
+	s, err := l.read(nil, known)
+	return s.surplus, err
+}
+
 // remove deletes the link where it is of a kind that is made for a purpose like ours and carries
 // nothing of anybody else; else it removes the addresses of known, and says why the link stays.
 func (l *Link) remove(known []netip.Addr) (removed []string, stays string, err error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -187,7 +188,8 @@ func (f *nftablesFirewall) Check(ctx context.Context, rules []Rule) ([]string, e
 	for _, l := range left {
 		diffs = append(diffs, l.String())
 	}
-	return diffs, err
+	others, otherErr := otherLeftovers(ctx, f.legacy(), addressesOf(rules))
+	return append(diffs, others...), errors.Join(err, otherErr)
 }
 
 func (f *nftablesFirewall) differences(s nftState, rules []Rule) ([]string, error) {
@@ -328,8 +330,8 @@ func (f *nftablesFirewall) try(ctx context.Context, exprs ...expr.Any) error {
 	})
 }
 
-// SocketMatch implements Firewall.
-func (f *nftablesFirewall) SocketMatch(ctx context.Context) error {
+// SocketMatch implements Firewall. Both families have it in one expression.
+func (f *nftablesFirewall) SocketMatch(ctx context.Context, _ []netip.Addr) error {
 	for _, key := range []expr.SocketKey{expr.SocketKeyTransparent, expr.SocketKeyWildcard} {
 		err := f.try(ctx, &expr.Socket{Key: key, Register: unix.NFT_REG_1}, equal([]byte{0}), &expr.Notrack{})
 		if err != nil {

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,9 +33,13 @@ import (
 // that never comes to serve for instance, keeps others from removing what it needs, but does not stop
 // their repairs.
 //
-// Any process in the namespace can take such a name. It can then keep localcache from repairing or
-// removing, as it could from serving by taking port 53; it cannot make it do anything else. Names with
-// a START in the future are not believed, so that no name is the newest for ever.
+// Any process in the namespace can take such a name, without any right. So a name is believed only where
+// its socket belongs to our own effective user; see socketUser. Processes of localcache that run as
+// different users are strangers to each other therefore: each keeps its rules, and what holds them back
+// from removing is that the other has sockets open (see holdersOf). A process of our user can keep
+// localcache from repairing or removing, so where the kernel does not tell whose a socket is every process
+// can; neither can make it do anything else. Names with a START in the future are not believed, so that
+// no name is the newest for ever.
 
 // peerRole is what a process says of itself.
 type peerRole string
@@ -74,6 +77,8 @@ func (p peer) compare(q peer) int {
 	return p.pid - q.pid
 }
 
+func lockName(owner string) string { return presencePrefix + owner + "/" + presenceLock }
+
 // parsePeer reads a name without its leading @.
 func parsePeer(name, owner string) (peer, bool) {
 	rest, ok := strings.CutPrefix(name, presencePrefix+owner+"/")
@@ -100,12 +105,18 @@ func parsePeer(name, owner string) (peer, bool) {
 // maxUnixLines bounds what is read of /proc/net/unix; a node with more unix sockets has other troubles.
 const maxUnixLines = 1 << 20
 
-// parseUnixTable reads the names of peers from a table in the format of proc_pid_net(5): after a
+// roll is what the names of one owner say.
+type roll struct {
+	peers []peer
+	lock  uint64 // inode of the socket that holds the lock; 0 where nobody does
+}
+
+// parseUnixTable reads the names of owner from a table in the format of proc_pid_net(5): after a
 // heading, lines of "Num RefCount Protocol Flags Type St Inode Path", where Path of an abstract name
 // begins with @. Lines that do not have that form are skipped: a path may hold anything but NUL, line
 // breaks too.
-func parseUnixTable(r io.Reader, owner string) ([]peer, error) {
-	var peers []peer
+func parseUnixTable(r io.Reader, owner string) (roll, error) {
+	var found roll
 	br := bufio.NewReader(r)
 	for range maxUnixLines {
 		// A line that is longer than the reader's buffer cannot be one of ours; its rest is skipped.
@@ -114,10 +125,10 @@ func parseUnixTable(r io.Reader, owner string) ([]peer, error) {
 			_, more, err = br.ReadLine()
 		}
 		if errors.Is(err, io.EOF) {
-			return peers, nil
+			return found, nil
 		}
 		if err != nil {
-			return peers, err
+			return found, err
 		}
 		// Inode and path are the last two fields; no name of ours has a space in it.
 		f := bytes.Fields(line)
@@ -134,10 +145,12 @@ func parseUnixTable(r io.Reader, owner string) ([]peer, error) {
 		}
 		if p, ok := parsePeer(name, owner); ok {
 			p.inode = inode
-			peers = append(peers, p)
+			found.peers = append(found.peers, p)
+		} else if name == lockName(owner) {
+			found.lock = inode
 		}
 	}
-	return peers, fmt.Errorf("more than %d unix sockets: the rest was not read", maxUnixLines)
+	return found, fmt.Errorf("more than %d unix sockets: the rest was not read", maxUnixLines)
 }
 
 // presence is what one process says of itself to the others of its owner in the network namespace of
@@ -208,19 +221,29 @@ func (p *presence) others() ([]peer, error) {
 	if err != nil {
 		return nil, err
 	}
+	r, err := p.read()
+	if err != nil {
+		return nil, err
+	}
+	peers := slices.DeleteFunc(r.peers, func(q peer) bool { return q.start > now || p.isOwn(q) })
+	peers = believed(peers)
+	slices.SortFunc(peers, peer.compare)
+	return peers, nil
+}
+
+// read reads the names in the namespace of the calling thread, whoever has taken them.
+func (p *presence) read() (roll, error) {
 	// thread-self and not self: the namespace is the thread's.
 	f, err := os.Open("/proc/thread-self/net/unix")
 	if err != nil {
-		return nil, &SetupError{ErrorPresence, fmt.Errorf("look for other localcache processes: %w", err)}
+		return roll{}, &SetupError{ErrorPresence, fmt.Errorf("look for other localcache processes: %w", err)}
 	}
 	defer f.Close()
-	peers, err := parseUnixTable(f, p.owner)
+	r, err := parseUnixTable(f, p.owner)
 	if err != nil {
-		return nil, &SetupError{ErrorPresence, fmt.Errorf("look for other localcache processes: %w", err)}
+		return roll{}, &SetupError{ErrorPresence, fmt.Errorf("look for other localcache processes: %w", err)}
 	}
-	peers = slices.DeleteFunc(peers, func(q peer) bool { return q.start > now || p.isOwn(q) })
-	slices.SortFunc(peers, peer.compare)
-	return peers, nil
+	return r, nil
 }
 
 func (p *presence) isOwn(q peer) bool {
@@ -244,7 +267,7 @@ func (p *presence) newer(peers []peer) (peer, bool) {
 }
 
 // Bounds of the wait for the lock. Its holder may itself wait for the xtables lock; one that holds it
-// longer than that is stuck or an impostor, and must not stop us.
+// longer than that is stuck, and must not stop us.
 const (
 	presenceWait     = 10 * time.Second
 	presenceFirstTry = 5 * time.Millisecond
@@ -254,18 +277,30 @@ const (
 // errLockBusy says that the lock was not to be had in time.
 var errLockBusy = errors.New("another localcache process is changing the node's network and does not come to an end")
 
-// lock waits for the owner's lock, at most presenceWait. The returned func gives it back and is never nil;
-// after an error there was no lock to give back.
+// strangerLockError says that a process which is not believed holds the lock.
+type strangerLockError struct{ uid uint32 }
+
+func (e *strangerLockError) Error() string {
+	return fmt.Sprintf("a process of another user (uid %d) holds the lock among localcache processes, and is not waited for: end it", e.uid)
+}
+
+// lock waits for the owner's lock, at most presenceWait, and not at all while a process of another user
+// holds it. The returned func gives it back and is never nil; after an error there was no lock to give back.
 func (p *presence) lock(ctx context.Context) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, presenceWait)
 	defer cancel()
 	for pause := presenceFirstTry; ; pause = min(2*pause, presenceLastTry) {
-		fd, err := bindAbstract(presencePrefix + p.owner + "/" + presenceLock)
+		fd, err := bindAbstract(lockName(p.owner))
 		if err == nil {
 			return func() { unix.Close(fd) }, nil // nothing is lost when close fails: the name goes with the process
 		}
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return func() {}, &SetupError{ErrorPresence, err}
+		}
+		if r, err := p.read(); err == nil && r.lock != 0 { // else it is not known whom we wait for
+			if uid, known := socketUser(r.lock); known && uid != ownUser() {
+				return func() {}, &SetupError{ErrorPresence, &strangerLockError{uid}}
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -309,8 +344,7 @@ func describePeers(procfs string, peers []peer) string {
 	for _, p := range peers {
 		name := fmt.Sprintf("pid %d of another container", p.pid)
 		if pid := owners[p.inode]; pid != 0 {
-			comm, _ := os.ReadFile(filepath.Join(procfs, strconv.Itoa(pid), "comm")) // "" is good enough
-			name = fmt.Sprintf("%s (pid %d)", strings.TrimSpace(string(comm)), pid)
+			name = fmt.Sprintf("%s (pid %d)", processName(procfs, pid), pid)
 		}
 		if !slices.Contains(names, name) {
 			names = append(names, name)

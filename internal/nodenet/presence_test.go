@@ -33,8 +33,12 @@ func TestParseUnixTable(t *testing.T) {
 	// What follows in a line that is longer than a buffer is not a line, whatever it looks like.
 	long += "0: 2 0 0 1 01 1015 /" + strings.Repeat("x", 4096-20) +
 		"0: 2 0 0 1 01 1016 @localcache/nodelocaldns/present/0000000000000101/11\n"
-	peers, err := parseUnixTable(strings.NewReader(unixTable+long), "nodelocaldns")
+	r, err := parseUnixTable(strings.NewReader(unixTable+long), "nodelocaldns")
 	must(t, err)
+	if r.lock != 1006 {
+		t.Errorf("the lock is held by the socket with inode %d", r.lock)
+	}
+	peers := r.peers
 	want := []peer{{rolePresent, 0xff, 7, 1001}, {roleKeeper, 0x100, 7, 1002}, {rolePresent, 0x101, 10, 1014}}
 	if !slices.Equal(peers, want) {
 		t.Errorf("found %+v\nof    %+v", peers, want)
@@ -45,11 +49,11 @@ func FuzzParseUnixTable(f *testing.F) {
 	f.Add(unixTable, "nodelocaldns")
 	f.Add("\n\n0: 2 0 0 1 01 5 @localcache//present/0000000000000000/0", "")
 	f.Fuzz(func(t *testing.T, table, owner string) {
-		peers, err := parseUnixTable(strings.NewReader(table), owner)
+		r, err := parseUnixTable(strings.NewReader(table), owner)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, p := range peers {
+		for _, p := range r.peers {
 			if name := p.name(owner); !strings.Contains(table, "@"+name) {
 				t.Errorf("%q is not in the table", name)
 			}

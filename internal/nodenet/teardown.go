@@ -82,7 +82,8 @@ func (r Report) Removed() bool {
 	return false
 }
 
-// InUseError says that a localcache process is alive whose network was to be removed.
+// InUseError says that a process is alive whose network was to be removed: one of localcache, or one that
+// has sockets on its addresses, such as node-cache.
 type InUseError struct{ Processes string }
 
 func (e *InUseError) Error() string {
@@ -91,7 +92,7 @@ func (e *InUseError) Error() string {
 
 // Teardown removes everything that any version of localcache, or node-cache before it, has made for the
 // given owners: the rules in every front end, then the interface. It goes on after a failure, does each
-// step in bounded time, and reports all of them.
+// step in bounded time, and reports all of them. The interface stays where rules do, unless Force is set.
 func Teardown(ctx context.Context, cfg TeardownConfig) Report {
 	if cfg.All == nil {
 		cfg.All = AllFirewalls
@@ -122,10 +123,15 @@ func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item
 	p := &presence{owner: owner}
 	unlock, err := p.lock(ctx)
 	defer unlock()
+	if strange := (*strangerLockError)(nil); errors.As(err, &strange) {
+		cfg.Log.Warningf("%s: going on without the lock among localcache processes: %v", owner, err)
+		err = nil
+	}
 	if err != nil && !cfg.Force {
 		others.Err = err
 		return append(items, others)
 	}
+	l := newLink(owner, cfg.Log)
 	switch peers, err := p.others(); {
 	case cfg.Force:
 	case err != nil:
@@ -134,9 +140,14 @@ func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item
 	case len(peers) > 0:
 		others.Err = &InUseError{Processes: describePeers("/proc", peers)}
 		return append(items, others)
+	default:
+		if others.Err = checkUnused(l, cfg.Addresses); others.Err != nil {
+			return append(items, others)
+		}
 	}
 
 	// The rules go first: without them the address still answers, but not the other way round.
+	rulesGone := true
 	for _, fw := range allWithin(ctx, cfg, owner) {
 		i := Item{Owner: owner, Where: fw.Name()}
 		stepCtx, cancel := context.WithTimeout(ctx, stepTimeout)
@@ -146,13 +157,36 @@ func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item
 		nodeCache, errs[1] = fw.RemoveNodeCache(stepCtx)
 		i.Removed, i.Err = append(i.Removed, nodeCache...), errors.Join(errs[:]...)
 		cancel()
+		rulesGone = rulesGone && i.Err == nil
 		items = append(items, i)
 	}
 	i := Item{Owner: owner, Where: "interface"}
-	if i.Err = ctx.Err(); i.Err == nil {
-		i.Removed, i.Note, i.Err = newLink(owner, cfg.Log).remove(cfg.Addresses)
+	switch {
+	case ctx.Err() != nil:
+		i.Err = ctx.Err()
+	case !rulesGone && !cfg.Force:
+		i.Note = "the rules that could not be removed keep queries to its addresses from going anywhere else; try again, or force the removal"
+	default:
+		i.Removed, i.Note, i.Err = l.remove(cfg.Addresses)
 	}
 	return append(items, i)
+}
+
+// checkUnused returns an InUseError where another process has a socket on an address that would be
+// removed. A process that takes no names, such as node-cache, is only seen by that.
+func checkUnused(l *Link, known []netip.Addr) error {
+	addrs, err := l.ours(known)
+	if err != nil {
+		return err
+	}
+	holders, err := holdersOf(addrs, dnsPort)
+	if len(holders) > 0 {
+		return &InUseError{Processes: describeHolders(holders)}
+	}
+	if err != nil {
+		return fmt.Errorf("%w: whether it is in use is not known; force the removal where it is not", err)
+	}
+	return nil
 }
 
 func allWithin(ctx context.Context, cfg TeardownConfig, owner string) []Firewall {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -77,7 +78,8 @@ func TestTeardownForce(t *testing.T) {
 	}
 }
 
-// A step that fails does not keep the others from being done.
+// A step that fails does not keep the others from being done, but for the interface: rules that are left
+// need it.
 func TestTeardownFails(t *testing.T) {
 	n := newNamespace(t)
 	m := newMemory()
@@ -89,7 +91,57 @@ func TestTeardownFails(t *testing.T) {
 	if err := r.Err(); !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "not a name") {
 		t.Errorf("error %v", err)
 	}
+	if note := "left in place: the rules that could not be removed"; !slices.ContainsFunc(lines(r), func(l string) bool {
+		return strings.HasPrefix(l, "nodelocaldns: interface: "+note)
+	}) {
+		t.Errorf("no item says %q: %q", note, lines(r))
+	}
+	if !linkExists(t, "nodelocaldns") {
+		t.Error("the interface was removed before its rules")
+	}
+	r = Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.all, Interfaces: []string{"nodelocaldns"}, Force: true})
+	if err := r.Err(); !errors.Is(err, unix.EPERM) || linkExists(t, "nodelocaldns") {
+		t.Errorf("by force: %q", lines(r))
+	}
+}
+
+// A node-cache that is alive has no names that say so, but sockets.
+func TestTeardownNodeCacheAlive(t *testing.T) {
+	newNamespace(t)
+	addLink(t, &netlink.Bridge{}, "nodelocaldns", "169.254.25.10/32", "10.96.0.10/32")
+	must(t, netlink.LinkSetAlias(linkNamed(t, "nodelocaldns"), LinkAlias))
+	pid, end := startChild(t, childSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(local4b, dnsPort)}})
+	cfg := TeardownConfig{Log: newTestLog(t), All: newMemory().all, Interfaces: []string{"nodelocaldns"}}
+	r := Teardown(context.Background(), cfg)
+	var used *InUseError
+	want := fmt.Sprintf("(pid %d) at 10.96.0.10:53", pid)
+	if !errors.As(r.Err(), &used) || !strings.Contains(used.Processes, want) {
+		t.Errorf("error %v, want one that names %q", r.Err(), want)
+	}
+	if got := addrsOn(t, "nodelocaldns"); len(got) != 2 {
+		t.Errorf("under a living process, only %v were left", got)
+	}
+	end()
+	must(t, Teardown(context.Background(), cfg).Err())
 	if linkExists(t, "nodelocaldns") {
 		t.Error("the interface is still there")
 	}
+}
+
+func TestTeardownNodeCacheAliveForce(t *testing.T) {
+	newNamespace(t)
+	addLink(t, &netlink.Bridge{}, "nodelocaldns", "169.254.25.10/32")
+	must(t, netlink.LinkSetAlias(linkNamed(t, "nodelocaldns"), LinkAlias))
+	startChild(t, childSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(local4, dnsPort)}})
+	must(t, Teardown(context.Background(), TeardownConfig{Log: newTestLog(t), All: newMemory().all, Interfaces: []string{"nodelocaldns"}, Force: true}).Err())
+	if linkExists(t, "nodelocaldns") {
+		t.Error("the interface is still there")
+	}
+}
+
+func linkNamed(t *testing.T, name string) netlink.Link {
+	t.Helper()
+	l, err := netlink.LinkByName(name)
+	must(t, err)
+	return l
 }

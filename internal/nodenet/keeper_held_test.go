@@ -1,0 +1,116 @@
+package nodenet
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// nodeCache starts a process that answers at addr and takes no names.
+func nodeCache(t *testing.T, addr netip.Addr) (end func()) {
+	t.Helper()
+	_, end = startChild(t, childSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(addr, dnsPort)}})
+	return end
+}
+
+func countLines(lines []string, has string) int {
+	n := 0
+	for _, l := range lines {
+		if strings.Contains(l, has) {
+			n++
+		}
+	}
+	return n
+}
+
+// An address that nobody of localcache wants stays while another process has a socket on it.
+func TestKeeperSurplusHeld(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	first := newProcess(t, n, m)
+	first.start(otherSpec()) // with 10.96.0.10
+	first.die()
+	end := nodeCache(t, local4b)
+
+	p := newProcess(t, n, m)
+	p.start(keeperSpec())
+	for range 3 {
+		checkNow(t, p)
+	}
+	if got := addrsOn(t, "nodelocaldns"); !slices.Contains(got, "10.96.0.10/32") {
+		t.Errorf("it was taken from a living process: %v are left", got)
+	}
+	if n := countLines(p.log.all(), "at 10.96.0.10:53"); n != 1 {
+		t.Errorf("said %d times why it stays, want once", n)
+	}
+	end()
+	checkNow(t, p)
+	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"169.254.25.10/32", "fd00:10::10/128"}) {
+		t.Errorf("when the process has ended: %v", got)
+	}
+}
+
+// At its end a process removes nothing that another one answers through, be it an address of its own or
+// one that it has left to it.
+func TestKeeperEndHeld(t *testing.T) {
+	for _, addr := range []netip.Addr{local4, local4b} {
+		t.Run(addr.String(), func(t *testing.T) {
+			n := newNamespace(t)
+			m := newMemory()
+			ctx := context.Background()
+			first := newProcess(t, n, m)
+			first.start(otherSpec())
+			first.die()
+			nodeCache(t, addr)
+			p := newProcess(t, n, m)
+			spec := keeperSpec()
+			spec.OnExit = ExitRemove
+			p.start(spec)
+			before := addrsOn(t, "nodelocaldns")
+			must(t, p.k.Drain(ctx))
+			must(t, p.k.Close(ctx))
+			if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, before) {
+				t.Errorf("addresses %v, before %v", got, before)
+			}
+			if got := m.of(autoName, "nodelocaldns"); !sameRules(got, spec.Plan(PlanOptions{})) {
+				t.Errorf("rules %v", got)
+			}
+			if countLines(p.log.all(), "`localcache teardown`") != 1 {
+				t.Error("it does not say what is left and what to do")
+			}
+		})
+	}
+}
+
+// A start that fails removes what it has made, but for what somebody has come to answer at.
+func TestKeeperUndoHeld(t *testing.T) {
+	n := newNamespace(t)
+	p := newProcess(t, n, newMemory())
+	must(t, p.k.Prepare(context.Background(), keeperSpec()))
+	nodeCache(t, local4)
+	must(t, p.k.Rollback(context.Background()))
+	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"169.254.25.10/32"}) {
+		t.Errorf("addresses %v", got)
+	}
+}
+
+// A start beside a newer process says that the rules are that one's, once.
+func TestKeeperStartsBesideNewer(t *testing.T) {
+	n := newNamespace(t)
+	m := newMemory()
+	p, newer := newProcess(t, n, m), newProcess(t, n, m)
+	must(t, p.k.Prepare(context.Background(), keeperSpec()))
+	must(t, p.k.presence.keep()) // it has its turn, and is overtaken
+	newer.start(otherSpec())
+	p.log.all()
+	must(t, p.k.Commit(context.Background()))
+	checkNow(t, p)
+	if n := countLines(p.log.all(), "left to a newer localcache process"); n != 1 {
+		t.Errorf("said %d times to whom the rules are left, want once", n)
+	}
+	if p.k.Status().Keeper {
+		t.Error("it takes itself for the keeper")
+	}
+}
