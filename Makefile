@@ -24,9 +24,10 @@ build: ## build bin/localcache, static
 run: build ## run localcache for real in a private lab; ARGS=--once to end by itself
 	@$(BIN) demo $(ARGS)
 
+# -count=1: some tests build and run the program, which go test's cache of results does not see.
 test: ## run the tests; as root, or as an ordinary user through user namespaces
 	@echo "testing with the race detector (the first build takes some minutes) ..."
-	$(GO) test -race -timeout 20m ./...
+	$(GO) test -race -count=1 -timeout 20m ./...
 
 lint: ## gofmt, go vet, golangci-lint with the import rules
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "gofmt -w the files above"; exit 1; }
