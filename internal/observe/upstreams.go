@@ -1,0 +1,238 @@
+package observe
+
+import (
+	"cmp"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// DefaultMaxUpstreams is how many pairs of upstream and transport get statistics of their own.
+	// One costs about 6 KiB. kube-dns and the node's resolvers are fewer than 20 pairs.
+	DefaultMaxUpstreams = 256
+	// RecentFailures is how many failures each pair remembers.
+	RecentFailures = 32
+	// Overflow is the name under which further upstreams are counted together.
+	Overflow = "~other"
+)
+
+// Upstreams keeps statistics for each pair of upstream and transport. It is a Recorder.
+type Upstreams struct {
+	limit int
+
+	mu  sync.Mutex
+	all map[upstreamKey]*upstreamStats
+}
+
+type upstreamKey struct {
+	upstream string
+	proto    Proto
+}
+
+// NewUpstreams returns statistics for at most limit pairs of upstream and transport; 0 stands for
+// DefaultMaxUpstreams. When they are used up, the pair that was silent longest among those nobody
+// holds a Sink of makes room; if there is none, the newcomers are counted together as Overflow.
+func NewUpstreams(limit int) *Upstreams {
+	if limit <= 0 {
+		limit = DefaultMaxUpstreams
+	}
+	return &Upstreams{limit: limit, all: make(map[upstreamKey]*upstreamStats)}
+}
+
+// Sink implements Recorder. A pair that was known before goes on where it was.
+func (u *Upstreams) Sink(upstream string, proto Proto) Sink {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	key := upstreamKey{upstream, proto}
+	s := u.all[key]
+	if s == nil && len(u.all) >= u.limit && !u.evict() {
+		key.upstream = Overflow
+		s = u.all[key]
+	}
+	if s == nil {
+		s = &upstreamStats{owner: u, key: key}
+		u.all[key] = s
+	}
+	s.refs++
+	return s
+}
+
+// evict forgets the pair that was silent longest among the released ones. It runs with u.mu held.
+func (u *Upstreams) evict() bool {
+	var oldest *upstreamStats
+	for _, s := range u.all {
+		if s.refs == 0 && (oldest == nil || s.lastEnd.Load() < oldest.lastEnd.Load()) {
+			oldest = s
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(u.all, oldest.key)
+	return true
+}
+
+// Snapshot copies all statistics, sorted by upstream and transport.
+func (u *Upstreams) Snapshot() []UpstreamSnapshot {
+	u.mu.Lock()
+	all := make([]*upstreamStats, 0, len(u.all))
+	for _, s := range u.all {
+		all = append(all, s)
+	}
+	u.mu.Unlock()
+
+	snapshots := make([]UpstreamSnapshot, len(all))
+	for i, s := range all {
+		snapshots[i] = s.snapshot()
+	}
+	slices.SortFunc(snapshots, func(a, b UpstreamSnapshot) int {
+		return cmp.Or(cmp.Compare(a.Upstream, b.Upstream), cmp.Compare(a.Proto, b.Proto))
+	})
+	return snapshots
+}
+
+// UpstreamSnapshot is a copy of the statistics of one upstream over one transport. Counters run since
+// the start of the process; two snapshots make a window by subtraction.
+type UpstreamSnapshot struct {
+	Upstream string
+	Proto    Proto
+	// Outcomes counts clients' exchanges by outcome, Probes health checks.
+	Outcomes [NumOutcomes]uint64
+	Probes   [NumOutcomes]uint64
+	Drops    [NumDrops]uint64
+	Hedges   uint64 // exchanges sent while an earlier attempt was waiting
+	Retries  uint64 // exchanges that were not the first attempt, hedges included
+	Reused   uint64 // exchanges on a connection that had carried another one
+	BytesOut uint64
+	BytesIn  uint64
+	InFlight int64
+	// Latency is of clients' exchanges that ended in an answer: timeouts would only tell how long
+	// somebody was willing to wait.
+	Latency Buckets
+	// LastAnswer and LastFailure are zero where there was none; probes count.
+	LastAnswer  time.Time
+	LastFailure time.Time
+	// Failures are the most recent failures, newest first.
+	Failures []Exchange
+}
+
+// upstreamStats is written by exchanges as they end. Only a failure takes its lock.
+type upstreamStats struct {
+	owner *Upstreams
+	key   upstreamKey
+	refs  int // guarded by owner.mu
+
+	inFlight   atomic.Int64
+	outcomes   [NumOutcomes]atomic.Uint64
+	probes     [NumOutcomes]atomic.Uint64
+	drops      [NumDrops]atomic.Uint64
+	hedges     atomic.Uint64
+	retries    atomic.Uint64
+	reused     atomic.Uint64
+	bytesOut   atomic.Uint64
+	bytesIn    atomic.Uint64
+	lastAnswer atomic.Int64 // Unix nanoseconds
+	lastEnd    atomic.Int64
+	latency    Histogram
+
+	mu       sync.Mutex
+	failures ring
+}
+
+// Begin implements Sink.
+func (s *upstreamStats) Begin() { s.inFlight.Add(1) }
+
+// End implements Sink.
+func (s *upstreamStats) End(e *Exchange) {
+	s.inFlight.Add(-1)
+	end := e.Start.Add(e.Duration).UnixNano()
+	s.lastEnd.Store(end)
+	s.bytesOut.Add(uint64(e.BytesOut))
+	s.bytesIn.Add(uint64(e.BytesIn))
+	if e.Outcome.Answer() {
+		s.lastAnswer.Store(end)
+	} else {
+		s.mu.Lock()
+		s.failures.push(e)
+		s.mu.Unlock()
+	}
+	if e.Probe {
+		s.probes[e.Outcome].Add(1)
+		return
+	}
+	s.outcomes[e.Outcome].Add(1)
+	if e.Outcome.Answer() {
+		s.latency.Observe(e.Duration)
+	}
+	if e.Hedge {
+		s.hedges.Add(1)
+	}
+	if e.Attempt > 1 {
+		s.retries.Add(1)
+	}
+	if e.Reused {
+		s.reused.Add(1)
+	}
+}
+
+// Drop implements Sink.
+func (s *upstreamStats) Drop(d Drop) { s.drops[d].Add(1) }
+
+// Release implements Sink.
+func (s *upstreamStats) Release() {
+	s.owner.mu.Lock()
+	s.refs--
+	s.owner.mu.Unlock()
+}
+
+func (s *upstreamStats) snapshot() UpstreamSnapshot {
+	v := UpstreamSnapshot{
+		Upstream: s.key.upstream,
+		Proto:    s.key.proto,
+		Hedges:   s.hedges.Load(),
+		Retries:  s.retries.Load(),
+		Reused:   s.reused.Load(),
+		BytesOut: s.bytesOut.Load(),
+		BytesIn:  s.bytesIn.Load(),
+		InFlight: s.inFlight.Load(),
+		Latency:  s.latency.Snapshot(),
+	}
+	for i := range v.Outcomes {
+		v.Outcomes[i] = s.outcomes[i].Load()
+		v.Probes[i] = s.probes[i].Load()
+	}
+	for i := range v.Drops {
+		v.Drops[i] = s.drops[i].Load()
+	}
+	if at := s.lastAnswer.Load(); at != 0 {
+		v.LastAnswer = time.Unix(0, at)
+	}
+	s.mu.Lock()
+	v.Failures = s.failures.newestFirst()
+	s.mu.Unlock()
+	if len(v.Failures) > 0 {
+		v.LastFailure = v.Failures[0].Start.Add(v.Failures[0].Duration)
+	}
+	return v
+}
+
+// ring holds the last RecentFailures exchanges that failed.
+type ring struct {
+	entries [RecentFailures]Exchange
+	pushed  int
+}
+
+func (r *ring) push(e *Exchange) {
+	r.entries[r.pushed%RecentFailures] = *e
+	r.pushed++
+}
+
+func (r *ring) newestFirst() []Exchange {
+	var list []Exchange
+	for i := r.pushed - 1; i >= max(0, r.pushed-RecentFailures); i-- {
+		list = append(list, r.entries[i%RecentFailures])
+	}
+	return list
+}
