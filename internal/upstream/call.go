@@ -1,0 +1,134 @@
+package upstream
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"localcache.dev/localcache/internal/observe"
+)
+
+// The states of a call as its flight and its pool see it.
+const (
+	callWaiting   uint32 = iota
+	callFinished         // handed to the flight, which reports it
+	callAbandoned        // nobody waits: the pool reports it
+)
+
+// call is one attempt on one path. The pool that carries it ends it exactly once, by finish.
+type call struct {
+	path    *path
+	q       *question
+	wire    []byte // what is sent: q with or without EDNS
+	results chan<- *call
+	attempt int
+	hedge   bool
+	probe   bool
+	start   time.Time
+	expire  time.Time
+	// before are the earlier calls of the flight: a connection that carries one of them is avoided.
+	before []*call
+	// younger, where set, asks for a connection that was opened after that one.
+	younger *streamConn
+
+	// Guarded by the lock of the pool that carries the call.
+	prev, next *call
+	conn       *streamConn
+	socket     *datagramSocket
+	slot       uint8
+
+	// Set by the pool before finish hands the call over.
+	reused  bool
+	age     time.Duration
+	local   netip.AddrPort
+	reply   []byte
+	outcome observe.Outcome
+	err     error
+	end     time.Time
+	// stale marks a failure that says nothing about the server: a connection that had worked and
+	// was closed, or that fell because of another call.
+	stale bool
+
+	state   atomic.Uint32
+	handled bool             // by the flight
+	record  observe.Exchange // set by report
+}
+
+// finish ends the call. The pool has removed it from its books before and holds no lock.
+func (c *call) finish(reply []byte, outcome observe.Outcome, err error, now time.Time) {
+	c.reply, c.outcome, c.err, c.end = reply, outcome, err, now
+	if c.state.CompareAndSwap(callWaiting, callFinished) {
+		c.results <- c // has room for all calls of a flight
+		return
+	}
+	c.report()
+}
+
+// abandon leaves the call to its pool. It is false where the call has ended and is, or will be at
+// once, among the results.
+func (c *call) abandon() bool { return c.state.CompareAndSwap(callWaiting, callAbandoned) }
+
+// rcode is the low four bits of the reply's RCODE.
+func (c *call) rcode() int {
+	if len(c.reply) < headerLen {
+		return 0
+	}
+	return int(c.reply[3] & 0x0f)
+}
+
+// report tells the statistics of the ended call. It is done once, by whom the call's end was left to.
+func (c *call) report() {
+	c.record = observe.Exchange{
+		Upstream: c.path.server.name,
+		Proto:    c.path.proto,
+		Start:    c.start,
+		Duration: c.end.Sub(c.start),
+		Outcome:  c.outcome,
+		Attempt:  c.attempt,
+		Hedge:    c.hedge,
+		Probe:    c.probe,
+		Reused:   c.reused,
+		ConnAge:  c.age,
+		Local:    c.local,
+		BytesOut: len(c.wire),
+		BytesIn:  len(c.reply),
+	}
+	if c.outcome.Answer() {
+		c.record.Rcode = c.rcode()
+	} else if c.err != nil {
+		c.record.Err = c.err.Error()
+	}
+	c.path.sink.End(&c.record)
+}
+
+// callList is a list of calls in order of their start.
+type callList struct {
+	head, tail *call
+	n          int
+}
+
+func (l *callList) push(c *call) {
+	c.prev, c.next = l.tail, nil
+	if l.tail != nil {
+		l.tail.next = c
+	} else {
+		l.head = c
+	}
+	l.tail = c
+	l.n++
+}
+
+func (l *callList) remove(c *call) {
+	if c.prev != nil {
+		c.prev.next = c.next
+	} else {
+		l.head = c.next
+	}
+	if c.next != nil {
+		c.next.prev = c.prev
+	} else {
+		l.tail = c.prev
+	}
+	c.prev, c.next = nil, nil
+	l.n--
+}

@@ -1,0 +1,392 @@
+package upstream
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/observe"
+)
+
+const (
+	// extrasMost is how many attempts a flight may make that the protocol asks for: TCP after TC, no
+	// EDNS after FORMERR, fresh connections after stale ones.
+	extrasMost = 6
+	// giveUpFactor: an attempt is given up after so many times the time after which it is late,
+	// within giveUpFloor and giveUpCeiling, and twice that for each further attempt.
+	giveUpFactor  = 4
+	giveUpFloor   = 300 * time.Millisecond
+	giveUpCeiling = time.Second
+	// recheck is how long a flight waits that may not send another attempt now.
+	recheck = 50 * time.Millisecond
+)
+
+// flight is one question on its way, with all its attempts. One goroutine runs it: the client's that
+// came first, or one of its own after that client has left.
+type flight struct {
+	group *Group
+	key   string // "" where nobody else may join
+	q     *question
+	proto observe.Proto // the client's
+
+	start    time.Time
+	deadline time.Time
+	closes   time.Time // nobody joins from then on
+
+	results  chan *call
+	calls    []*call
+	order    []*path
+	allDown  bool
+	attempts int // without extras
+	extras   int
+	pending  int
+	next     time.Time // when to look after the latest attempt
+	givesUp  time.Time // when the latest attempt is given up
+	looked   bool      // the latest attempt was found late
+
+	truncated *call // a UDP answer that is used if TCP brings none
+	failover  *call // an answer that is used if nobody has a better one
+	failovers int
+	fallback  *dns.Msg // of failover
+
+	// Guarded by the group's lock.
+	followers int
+	done      chan struct{} // closed at the end; nil while nobody follows
+
+	// The end, written before done is closed.
+	answer *call
+	msg    *dns.Msg // of the answer, for the leader
+	err    *Error
+	report Report
+
+	callRoom [2]*call
+	pathRoom [3]*path
+}
+
+func newFlight(g *Group, q *question, proto observe.Proto, start time.Time) *flight {
+	return &flight{
+		group: g, q: q, proto: proto,
+		start: start, deadline: start.Add(g.config.Budget), closes: start.Add(g.config.Budget / 2),
+		results: make(chan *call, g.config.MaxAttempts+extrasMost+len(g.config.Servers)),
+	}
+}
+
+// begin makes the first attempt.
+func (f *flight) begin(now time.Time) {
+	f.calls = f.callRoom[:0]
+	f.order, f.allDown = f.group.order(f.pathRoom[:0], f.proto, now)
+	f.group.hedges.earn()
+	if f.allDown && f.group.config.FailFast {
+		f.fail(now, &Error{Cause: CauseAllDown, Err: ErrAllDown})
+		return
+	}
+	f.attempts++
+	f.send(f.order[0], now, nil)
+}
+
+// run goes on until the flight has ended. It is false where ctx ended first; then it can be called
+// again.
+func (f *flight) run(ctx context.Context) bool {
+	timer := f.group.timers.Get().(*time.Timer)
+	defer func() {
+		timer.Stop()
+		f.group.timers.Put(timer)
+	}()
+	armed := time.Time{}
+	for f.answer == nil && f.err == nil {
+		if wake := sooner(f.next, f.deadline); !wake.Equal(armed) {
+			armed = wake
+			timer.Reset(time.Until(wake))
+		}
+		select {
+		case c := <-f.results:
+			f.handle(c)
+		case <-timer.C:
+			armed = time.Time{}
+			f.look(time.Now())
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return true
+}
+
+// send makes an attempt on p. after, where set, is the call whose connection proved stale.
+func (f *flight) send(p *path, now time.Time, after *call) {
+	c := &call{
+		path: p, q: f.q, wire: f.q.wire, results: f.results,
+		attempt: len(f.calls) + 1, hedge: f.pending > 0,
+		start: now, expire: now.Add(p.server.config.ReadTimeout),
+		before: slices.Clip(f.calls),
+	}
+	if after != nil {
+		c.younger = after.conn
+	}
+	if f.q.shareable && p.server.refusesEDNS(now) {
+		c.wire = f.q.withoutEDNS()
+	}
+	late := p.rtt.late()
+	patience := min(max(giveUpFactor*late, giveUpFloor), giveUpCeiling)
+	f.next = now.Add(late)
+	f.givesUp = now.Add(patience << min(len(f.calls), 2))
+	f.looked = false
+	f.calls = append(f.calls, c)
+	f.pending++
+	p.submit(c)
+}
+
+// look decides what to do about attempts that have not answered yet.
+func (f *flight) look(now time.Time) {
+	if !now.Before(f.deadline) {
+		f.exhausted(now)
+		return
+	}
+	if now.Before(f.next) {
+		return
+	}
+	for _, c := range f.calls {
+		if !c.handled && now.Sub(c.start) >= c.path.rtt.late() && c.path.silentSince(c.start) {
+			c.path.suspect(now)
+		}
+	}
+	if f.attempts >= f.group.config.MaxAttempts {
+		f.next = f.deadline
+		return
+	}
+	last := f.calls[len(f.calls)-1].path
+	p := f.choose()
+	free := false
+	if standing(p.standing.Load()) == healthy {
+		// To leave a server that is in doubt for one that is not costs nothing: it takes over
+		// traffic, it does not get more. And what was given up is not waited for any more.
+		leaving := p != last && standing(last.standing.Load()) != healthy
+		free = leaving || !now.Before(f.givesUp)
+	}
+	if free || (!f.looked || !now.Before(f.givesUp)) && f.group.hedges.spend() {
+		f.attempts++
+		f.send(p, now, nil)
+		return
+	}
+	f.looked = true
+	f.next = now.Add(recheck)
+	if now.Before(f.givesUp) && standing(last.standing.Load()) == healthy {
+		f.next = f.givesUp
+	}
+}
+
+// choose returns the path for the next attempt: a healthy one that is not waited for, else any such,
+// else the next in order.
+func (f *flight) choose() *path {
+	var other *path
+	for i := range f.order {
+		p := f.order[(f.attempts+i)%len(f.order)]
+		if f.waitsFor(p) {
+			continue
+		}
+		if standing(p.standing.Load()) == healthy {
+			return p
+		}
+		if other == nil || p.standing.Load() < other.standing.Load() {
+			other = p
+		}
+	}
+	if other != nil {
+		return other
+	}
+	return f.order[f.attempts%len(f.order)]
+}
+
+func (f *flight) waitsFor(p *path) bool {
+	return slices.ContainsFunc(f.calls, func(c *call) bool { return !c.handled && c.path.server == p.server })
+}
+
+// handle takes the end of an attempt.
+func (f *flight) handle(c *call) {
+	c.handled = true
+	f.pending--
+	if !c.outcome.Answer() {
+		c.report()
+		f.afterFailure(c)
+		return
+	}
+	if c.path.proto == observe.UDP && c.reply[2]&bitTC != 0 {
+		c.report()
+		f.askByStream(c)
+		return
+	}
+	msg := new(dns.Msg)
+	if err := msg.Unpack(c.reply); err != nil {
+		c.outcome, c.err = observe.BadReply, err
+		c.path.failed(c.end)
+		c.report()
+		f.afterFailure(c)
+		return
+	}
+	c.outcome = observe.OutcomeOf(msg.Rcode)
+	c.report()
+	switch {
+	case f.withoutEDNS(c, msg):
+	case f.askNext(c, msg):
+	default:
+		f.succeed(c, msg)
+	}
+}
+
+// askByStream asks again over TCP after a truncated answer (RFC 7766, section 5), the same server first.
+// Where TCP is blocked, the client shall have the truncated answer while it can still do something
+// about it: half of the time that remains is for TCP.
+func (f *flight) askByStream(c *call) {
+	if f.truncated == nil {
+		f.deadline = c.end.Add(f.deadline.Sub(c.end) / 2)
+		for i, p := range f.order {
+			f.order[i] = p.server.stream
+		}
+	}
+	f.truncated = c
+	if f.extras >= extrasMost {
+		f.exhausted(c.end)
+		return
+	}
+	f.extras++
+	f.send(c.path.server.stream, c.end, nil)
+}
+
+// withoutEDNS asks again where the server did not understand our OPT record (RFC 6891, section 7).
+func (f *flight) withoutEDNS(c *call, msg *dns.Msg) bool {
+	if !f.q.shareable || len(c.wire) == f.q.end || f.extras >= extrasMost {
+		return false
+	}
+	switch msg.Rcode {
+	case dns.RcodeFormatError, dns.RcodeNotImplemented:
+		if msg.IsEdns0() != nil {
+			return false
+		}
+	case dns.RcodeBadVers:
+	default:
+		return false
+	}
+	c.path.server.noteNoEDNS(c.end)
+	f.extras++
+	f.send(c.path, c.end, nil)
+	return true
+}
+
+// askNext asks the next server after an answer that the configuration calls a failure.
+func (f *flight) askNext(c *call, msg *dns.Msg) bool {
+	if !slices.Contains(f.group.config.Failover, msg.Rcode) {
+		return false
+	}
+	f.failover, f.fallback = c, msg
+	if f.failovers++; f.failovers >= len(f.order) {
+		return false
+	}
+	for _, p := range f.order {
+		if !slices.ContainsFunc(f.calls, func(c *call) bool { return c.path.server == p.server }) {
+			f.attempts++
+			f.send(p, c.end, nil)
+			return true
+		}
+	}
+	return f.pending > 0
+}
+
+// afterFailure makes the next attempt at once.
+func (f *flight) afterFailure(c *call) {
+	switch {
+	case !c.end.Before(f.deadline):
+		f.exhausted(c.end)
+	case c.stale && f.extras < extrasMost:
+		f.extras++
+		f.send(c.path, c.end, c)
+	case f.attempts < f.group.config.MaxAttempts:
+		f.attempts++
+		f.send(f.choose(), c.end, nil)
+	case f.pending == 0:
+		f.exhausted(c.end)
+	}
+}
+
+// exhausted ends the flight with the best there is.
+func (f *flight) exhausted(now time.Time) {
+	if f.failover != nil {
+		f.succeed(f.failover, f.fallback)
+		return
+	}
+	if f.truncated != nil {
+		msg := new(dns.Msg)
+		// What was cut off may leave half a record: what came before it counts, and TC is set.
+		if err := msg.Unpack(f.truncated.reply); err == nil || len(msg.Question) > 0 {
+			msg.Truncated = true
+			f.succeed(f.truncated, msg)
+			return
+		}
+	}
+	f.fail(now, nil)
+}
+
+func (f *flight) succeed(c *call, msg *dns.Msg) {
+	f.report = f.summary(c.end)
+	f.msg = msg
+	f.end(c, nil)
+}
+
+func (f *flight) fail(now time.Time, err *Error) {
+	report := f.summary(now)
+	if err == nil {
+		err = &Error{Cause: causeOf(report.Attempts)}
+	}
+	err.Elapsed = now.Sub(f.start)
+	err.Report = report
+	f.end(nil, err)
+}
+
+// end publishes the result. Whoever follows finds it complete.
+func (f *flight) end(c *call, err *Error) {
+	f.answer, f.err = c, err
+	f.abandon()
+	g := f.group
+	g.mu.Lock()
+	g.forget(f)
+	done := f.done
+	g.mu.Unlock()
+	if done != nil {
+		close(done)
+	}
+}
+
+// abandon leaves attempts that are under way to their pools, which report them in time.
+func (f *flight) abandon() {
+	for _, c := range f.calls {
+		if !c.handled && !c.abandon() {
+			f.pending--
+			ended := <-f.results
+			ended.handled = true
+			ended.report()
+		}
+	}
+}
+
+// summary lists the attempts. The usual case, one that answered, needs no list.
+func (f *flight) summary(now time.Time) Report {
+	r := Report{AllDown: f.allDown}
+	if len(f.calls) == 1 && f.calls[0].handled && f.calls[0].outcome.Answer() {
+		return r
+	}
+	for _, c := range f.calls {
+		a := Attempt{Upstream: c.path.server.name, Proto: c.path.proto, Hedge: c.hedge}
+		if c.handled {
+			a.Outcome, a.Duration, a.Reused = c.outcome, c.end.Sub(c.start), c.reused
+			if c.outcome.Answer() {
+				a.Rcode = c.rcode()
+			} else if c.err != nil {
+				a.Err = c.err.Error()
+			}
+		} else {
+			a.Outcome, a.Duration = observe.Timeout, now.Sub(c.start)
+		}
+		r.Attempts = append(r.Attempts, a)
+	}
+	return r
+}

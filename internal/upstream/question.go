@@ -1,0 +1,220 @@
+package upstream
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	headerLen = 12
+	// ednsSize is the UDP payload that we offer: what passes without fragments on any sane path
+	// (DNS flag day 2020).
+	ednsSize = 1232
+
+	bitTC = 0x02 // in the third octet of the header
+	bitQR = 0x80
+)
+
+// question is a query in the form in which it is sent, with ID 0. It is immutable: calls on several
+// paths read it at the same time.
+type question struct {
+	wire []byte
+	// end is where the question section ends.
+	end int
+	// shareable is false for a message that is passed on as it came: another opcode than QUERY, a
+	// signature, records where a question has none.
+	shareable bool
+}
+
+// newQuestion packs what m asks. EDNS is between neighbours (RFC 6891, section 6.1.1), so the OPT
+// record is ours: always there, so that clients with and without one share an exchange; with the
+// client's DO bit and options, less those that concern the client's own connection to us.
+func newQuestion(m *dns.Msg) (*question, error) {
+	if m == nil || len(m.Question) == 0 {
+		return nil, fmt.Errorf("%w: it has no question", ErrInvalidQuery)
+	}
+	if !ordinary(m) {
+		return verbatim(m)
+	}
+	asked := m.Question[0]
+	wire := make([]byte, headerLen, headerLen+len(asked.Name)+2+4+11)
+	if m.RecursionDesired {
+		wire[2] |= 0x01
+	}
+	if m.AuthenticatedData {
+		wire[3] |= 0x20
+	}
+	if m.CheckingDisabled {
+		wire[3] |= 0x10
+	}
+	wire[5], wire[11] = 1, 1
+
+	end, err := dns.PackDomainName(asked.Name, wire[:cap(wire)], headerLen, nil, false)
+	if err != nil {
+		return nil, fmt.Errorf("%w: name %q: %w", ErrInvalidQuery, asked.Name, err)
+	}
+	wire = binary.BigEndian.AppendUint16(wire[:end], asked.Qtype)
+	wire = binary.BigEndian.AppendUint16(wire, asked.Qclass)
+	q := &question{end: len(wire), shareable: true}
+
+	opt := m.IsEdns0()
+	if wire, err = appendOPT(wire, opt); err != nil {
+		return nil, fmt.Errorf("%w: its EDNS options: %w", ErrInvalidQuery, err)
+	}
+	q.wire = wire
+	return q, nil
+}
+
+// ordinary reports whether m is a plain question: nothing in it but one question and EDNS version 0.
+func ordinary(m *dns.Msg) bool {
+	if m.Opcode != dns.OpcodeQuery || m.Response || m.Rcode != 0 || len(m.Question) != 1 || len(m.Answer)+len(m.Ns) != 0 {
+		return false
+	}
+	switch len(m.Extra) {
+	case 0:
+		return true
+	case 1:
+		opt, ok := m.Extra[0].(*dns.OPT)
+		return ok && opt.Version() == 0
+	}
+	return false
+}
+
+// verbatim packs m as it is.
+func verbatim(m *dns.Msg) (*question, error) {
+	c := *m
+	c.Id = 0
+	wire, err := c.Pack()
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalidQuery, err)
+	}
+	if len(wire) > dns.MaxMsgSize {
+		return nil, fmt.Errorf("%w: %d octets", ErrInvalidQuery, len(wire))
+	}
+	q := &question{wire: wire, end: headerLen}
+	for range c.Question {
+		_, after, err := dns.UnpackDomainName(wire, q.end)
+		if err != nil || after+4 > len(wire) {
+			return nil, fmt.Errorf("%w: its question section cannot be read back", ErrInvalidQuery)
+		}
+		q.end = after + 4
+	}
+	return q, nil
+}
+
+// appendOPT appends our OPT record with what the client's, if any, has to say to the upstream.
+func appendOPT(wire []byte, client *dns.OPT) ([]byte, error) {
+	var options []dns.EDNS0
+	do := false
+	if client != nil {
+		do = client.Do()
+		for _, o := range client.Option {
+			switch o.Option() {
+			case dns.EDNS0COOKIE, dns.EDNS0TCPKEEPALIVE, dns.EDNS0PADDING:
+				// RFC 7873, 7828 and 7830: of this hop.
+			default:
+				options = append(options, o)
+			}
+		}
+	}
+	if len(options) == 0 {
+		var flags byte
+		if do {
+			flags = 0x80
+		}
+		return append(wire, 0, 0, byte(dns.TypeOPT), ednsSize>>8, ednsSize&0xff, 0, 0, flags, 0, 0, 0), nil
+	}
+	opt := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}, Option: options}
+	opt.SetUDPSize(ednsSize)
+	opt.SetDo(do)
+	record := make([]byte, dns.Len(opt))
+	n, err := dns.PackRR(opt, record, 0, nil, false)
+	if err != nil {
+		return nil, err
+	}
+	return append(wire, record[:n]...), nil
+}
+
+// key is equal for questions that have the same answer: flags, name in lower case, type, class, DO and
+// options.
+func (q *question) key(dst []byte) []byte {
+	dst = append(dst, q.wire[2:4]...)
+	for _, b := range q.wire[headerLen : q.end-4] {
+		dst = append(dst, lower(b)) // a label's length is below 'A'
+	}
+	return append(dst, q.wire[q.end-4:]...)
+}
+
+// withoutEDNS is the question for a server that takes no OPT record.
+func (q *question) withoutEDNS() []byte {
+	if !q.shareable {
+		return q.wire
+	}
+	plain := bytes.Clone(q.wire[:q.end])
+	plain[11] = 0
+	return plain
+}
+
+// verdict is what a message is to somebody who waits for an answer.
+type verdict uint8
+
+const (
+	accepted verdict = iota
+	malformed
+	wrongID
+	wrongQuestion
+)
+
+// judge says whether msg, as it came from the network, is the answer to q that was sent with id. It
+// reads no further than the question section.
+func (q *question) judge(msg []byte, id uint16) verdict {
+	if len(msg) < headerLen || msg[2]&bitQR == 0 {
+		return malformed
+	}
+	if binary.BigEndian.Uint16(msg) != id {
+		return wrongID
+	}
+	if (msg[2]^q.wire[2])&0x78 != 0 { // opcode
+		return malformed
+	}
+	switch binary.BigEndian.Uint16(msg[4:]) {
+	case 0:
+		// A server that could not, or would not, read the question need not repeat it.
+		switch msg[3] & 0x0f {
+		case dns.RcodeFormatError, dns.RcodeServerFailure, dns.RcodeNotImplemented, dns.RcodeRefused:
+			return accepted
+		}
+		return wrongQuestion
+	case binary.BigEndian.Uint16(q.wire[4:]):
+	default:
+		return wrongQuestion
+	}
+	if len(msg) < q.end {
+		return wrongQuestion
+	}
+	if !q.shareable {
+		if !bytes.Equal(msg[headerLen:q.end], q.wire[headerLen:q.end]) {
+			return wrongQuestion
+		}
+		return accepted
+	}
+	for i := headerLen; i < q.end-4; i++ {
+		if msg[i] != q.wire[i] && lower(msg[i]) != lower(q.wire[i]) {
+			return wrongQuestion
+		}
+	}
+	if !bytes.Equal(msg[q.end-4:q.end], q.wire[q.end-4:q.end]) {
+		return wrongQuestion
+	}
+	return accepted
+}
+
+func lower(b byte) byte {
+	if 'A' <= b && b <= 'Z' {
+		b += 'a' - 'A'
+	}
+	return b
+}

@@ -1,0 +1,237 @@
+package upstream
+
+import (
+	"slices"
+	"sync"
+	"time"
+
+	"localcache.dev/localcache/internal/observe"
+)
+
+const (
+	// lateBase and lateFactor say when the oldest question on a connection is late: CoreDNS serves
+	// a connection serially, so that a slow name holds up all behind it. Below 5 ms an extra
+	// connection costs more than the wait.
+	lateBase   = 5 * time.Millisecond
+	lateFactor = 3
+	// lateUnknown stands for both while no round trip is known.
+	lateUnknown = 20 * time.Millisecond
+	// streamQueries is after how many questions a connection takes no more. A busy connection gets
+	// there in seconds, a usual one is given up for its age.
+	streamQueries = 1 << 16
+)
+
+// streamPool is the TCP or TLS side of a server: few connections with many calls on each (RFC 7766,
+// section 6.2.1.1). One lock guards the pool and its connections; nothing blocks while it is held.
+type streamPool struct {
+	path *path
+	dial Dialer
+
+	mu     sync.Mutex
+	closed bool
+	conns  []*streamConn
+	clock  clock
+}
+
+func newStreamPool(p *path, dial Dialer) *streamPool {
+	pool := &streamPool{path: p, dial: dial}
+	pool.clock.round = pool.round
+	return pool
+}
+
+// submit puts c on a connection, which may be one that is still being opened.
+func (p *streamPool) submit(c *call) {
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		c.finish(nil, observe.Reset, errPoolClosed, time.Now())
+		return
+	}
+	conn := p.choose(c)
+	if conn == nil {
+		p.mu.Unlock()
+		c.finish(nil, observe.Unreachable, errTooManyQueries, time.Now())
+		return
+	}
+	conn.add(c)
+	p.clock.wakeBy(c.expire)
+	p.mu.Unlock()
+	conn.wakeWriter()
+}
+
+// choose returns the connection for c: the one with the fewest questions among those that are not
+// late, else a new one, and when there are enough of them the one with the fewest questions. It runs
+// with p.mu held.
+func (p *streamPool) choose(c *call) *streamConn {
+	limit := p.path.server.config.MaxConns
+	if c.probe {
+		// A probe asks whether the server can be reached now, so it takes a new connection even
+		// when there are enough: they may all be stuck. There is one probe at a time.
+		return p.open(c.start)
+	}
+	lateAfter := p.lateAfter()
+	var prompt, any, last *streamConn
+	open := 0
+	for _, conn := range p.conns {
+		if !conn.retired && conn.tooOld(c.start) {
+			conn.retire()
+		}
+		if conn.retired {
+			continue
+		}
+		open++
+		if !conn.room() {
+			continue
+		}
+		if conn.carries(c.before) {
+			last = conn
+			continue
+		}
+		if any == nil || conn.busy < any.busy {
+			any = conn
+		}
+		if conn.late(c.start, lateAfter) || c.younger != nil && !conn.born.After(c.younger.born) {
+			continue
+		}
+		if prompt == nil || conn.busy < prompt.busy {
+			prompt = conn
+		}
+	}
+	p.sweep()
+	switch {
+	case prompt != nil:
+		return prompt
+	case open < limit:
+		if conn := p.open(c.start); conn != nil {
+			return conn
+		}
+	}
+	if any == nil {
+		return last
+	}
+	return any
+}
+
+// lateAfter is the age of its oldest question that makes a connection late.
+func (p *streamPool) lateAfter() time.Duration {
+	base, known := p.path.rtt.base()
+	if !known {
+		return lateUnknown
+	}
+	return max(lateBase, lateFactor*base)
+}
+
+// open starts a new connection, nil where there are too many that have not ended. It runs with p.mu
+// held.
+func (p *streamPool) open(now time.Time) *streamConn {
+	// Retired connections are on their way out, within the time of one call. Were they counted,
+	// they would keep new ones from taking their place.
+	if len(p.conns) > 2*p.path.server.config.MaxConns {
+		return nil
+	}
+	conn := newStreamConn(p, now)
+	if !p.path.server.run(conn.run) {
+		return nil
+	}
+	p.conns = append(p.conns, conn)
+	p.clock.wakeBy(conn.retireAt)
+	return conn
+}
+
+// sweep closes what is retired and carries nothing any more. It runs with p.mu held.
+func (p *streamPool) sweep() {
+	for i := len(p.conns) - 1; i >= 0; i-- {
+		if conn := p.conns[i]; conn.retired && conn.busy == 0 {
+			conn.shut()
+		}
+	}
+}
+
+// trim closes an idle connection above MaxIdle. It runs with p.mu held.
+func (p *streamPool) trim() {
+	limit := p.path.server.config.MaxIdle
+	if limit == 0 {
+		return
+	}
+	var idlest *streamConn
+	idle := 0
+	for _, conn := range p.conns {
+		if conn.busy == 0 && !conn.retired {
+			idle++
+			if idlest == nil || conn.idleSince.Before(idlest.idleSince) {
+				idlest = conn
+			}
+		}
+	}
+	if idle > limit {
+		idlest.shut()
+	}
+}
+
+// round ends calls whose time is over and connections that are stuck, old or idle for long.
+func (p *streamPool) round(now time.Time) {
+	var expired []*call
+	var broken []brokenConn
+	p.mu.Lock()
+	next := time.Time{}
+	for i := len(p.conns) - 1; i >= 0; i-- {
+		conn := p.conns[i]
+		overdue := conn.expired(now)
+		expired = append(expired, overdue...)
+		switch {
+		case len(overdue) > 0 && conn.heard.Before(overdue[0].start):
+			// Not a sound since: the other end is gone, or never was there.
+			b := conn.broken(observe.Timeout, errSilent, nil)
+			b.counted = true
+			broken = append(broken, b)
+			continue
+		case conn.stuck(now):
+			broken = append(broken, conn.broken(observe.Reset, errStuck, nil))
+			continue
+		case len(overdue) > 0, conn.tooOld(now):
+			conn.retire()
+		}
+		if conn.busy == 0 && (conn.retired || now.Sub(conn.idleSince) >= p.path.server.config.Expire) {
+			conn.shut()
+			continue
+		}
+		next = sooner(next, conn.nextDue())
+	}
+	p.clock.rest(next, now)
+	p.mu.Unlock()
+
+	if slices.ContainsFunc(expired, func(c *call) bool { return p.path.silentSince(c.start) }) {
+		p.path.failed(now)
+	}
+	for _, c := range expired {
+		c.finish(nil, observe.Timeout, errSilent, now)
+	}
+	for _, b := range broken {
+		b.finish(now)
+	}
+}
+
+// close ends all connections with their calls.
+func (p *streamPool) close() {
+	p.mu.Lock()
+	p.closed = true
+	p.clock.stop()
+	var broken []brokenConn
+	for i := len(p.conns) - 1; i >= 0; i-- {
+		broken = append(broken, p.conns[i].broken(observe.Reset, errPoolClosed, nil))
+	}
+	p.mu.Unlock()
+	now := time.Now()
+	for _, b := range broken {
+		b.finish(now)
+	}
+}
+
+func (p *streamPool) load() (conns, waiting int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, conn := range p.conns {
+		waiting += conn.busy
+	}
+	return len(p.conns), waiting
+}
