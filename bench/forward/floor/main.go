@@ -1,0 +1,33 @@
+// Command floor is the benchmark's server with a forward that answers by itself: what CoreDNS costs
+// around any forward.
+package main
+
+import (
+	"context"
+	"net"
+	"os"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
+	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/bench/forward/chain"
+)
+
+func answer(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	m := new(dns.Msg).SetReply(r)
+	m.Answer = []dns.RR{&dns.A{
+		Hdr: dns.RR_Header{Name: r.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60},
+		A:   net.IPv4(192, 0, 2, 1),
+	}}
+	return dns.RcodeSuccess, w.WriteMsg(m)
+}
+
+func main() {
+	plugin.Register("forward", func(c *caddy.Controller) error {
+		dnsserver.GetConfig(c).AddPlugin(func(plugin.Handler) plugin.Handler { return plugin.HandlerFunc(answer) })
+		return nil
+	})
+	os.Exit(chain.Run())
+}

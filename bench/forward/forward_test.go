@@ -1,0 +1,266 @@
+// Package forward compares localcache's forward with CoreDNS's own: the same chain, the same load, one
+// process each, in turns. It measures nothing unless asked to:
+//
+//	go test ./bench/forward -compare -v [-rounds 3]
+//
+// Figures of two runs are not comparable, those of one table are.
+package forward
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+)
+
+var (
+	compare  = flag.Bool("compare", false, "run the comparison, about a minute a round")
+	rounds   = flag.Int("rounds", 3, "rounds of each measurement; the median counts")
+	window   = flag.Int("window", 128, "questions in flight")
+	profiles = flag.String("profiles", "", "a directory for CPU profiles of the servers, one of the last round of each")
+	length   = flag.Duration("length", 3*time.Second, "how long one measurement takes")
+)
+
+// build makes both servers and returns the programs' paths by name.
+func build(t *testing.T) map[string]string {
+	t.Helper()
+	if !*compare {
+		t.Skip("measures for a minute and more: -compare runs it")
+	}
+	dir := t.TempDir()
+	programs := map[string]string{}
+	for _, name := range []string{"ours", "stock", "floor"} {
+		programs[name] = filepath.Join(dir, name)
+		cmd := exec.Command("go", "build", "-o", programs[name], "./"+name)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", cmd, err, out)
+		}
+	}
+	return programs
+}
+
+type process struct {
+	cmd   *exec.Cmd
+	stdin io.Closer
+	addr  string
+}
+
+// start runs a server that forwards to upstreams and waits until it answers. It asks no more than it
+// needs to: the first questions are what opens connections.
+func start(t *testing.T, program string, stanza string) *process {
+	t.Helper()
+	addr := freePort(t)
+	_, port, _ := strings.Cut(addr, ":")
+	cmd := exec.Command(program, "-corefile", fmt.Sprintf(".:%s {\nbind 127.0.0.1\n%s\n}\n", port, stanza))
+	if *profiles != "" {
+		cmd.Args = append(cmd.Args, "-cpuprofile", filepath.Join(*profiles, fmt.Sprintf("%s-%s.pprof", strings.ReplaceAll(t.Name(), "/", "-"), filepath.Base(program))))
+	}
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: cmd, stdin: stdin, addr: addr}
+	t.Cleanup(func() { p.stop(t) })
+	for range 200 {
+		r := load{addr: addr, clients: 1, duration: time.Nanosecond, patience: time.Second, name: freshName, rate: 1}.run(t)
+		if r.answered > 0 {
+			return p
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatalf("%s does not answer", program)
+	return nil
+}
+
+func (p *process) stop(t *testing.T) {
+	if p.cmd.ProcessState != nil {
+		return
+	}
+	p.stdin.Close()
+	timer := time.AfterFunc(10*time.Second, func() { p.cmd.Process.Kill() })
+	defer timer.Stop()
+	if err := p.cmd.Wait(); err != nil {
+		t.Errorf("%v: %v", p.cmd, err)
+	}
+}
+
+// cpu is the time that all threads of the process have run, to the nanosecond. Threads that ended are
+// missing: Go's do not.
+func (p *process) cpu(t *testing.T) time.Duration {
+	t.Helper()
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", p.cmd.Process.Pid))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no schedstat of %d: %v", p.cmd.Process.Pid, err)
+	}
+	var total int64
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		ns, err := strconv.ParseInt(strings.Fields(string(b))[0], 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		total += ns
+	}
+	return time.Duration(total)
+}
+
+// row is one server's figures of one measurement.
+type row struct {
+	cpu      float64 // µs a query
+	qps      float64
+	p50, p99 time.Duration
+	conns    int64
+	failed   int
+	lost     int
+	asked    int64 // exchanges that reached an upstream
+}
+
+// median of the rounds, figure by figure.
+func median(rows []row) row {
+	mid := func(get func(row) float64) float64 {
+		var v []float64
+		for _, r := range rows {
+			v = append(v, get(r))
+		}
+		slices.Sort(v)
+		return v[len(v)/2]
+	}
+	return row{
+		cpu:    mid(func(r row) float64 { return r.cpu }),
+		qps:    mid(func(r row) float64 { return r.qps }),
+		p50:    time.Duration(mid(func(r row) float64 { return float64(r.p50) })),
+		p99:    time.Duration(mid(func(r row) float64 { return float64(r.p99) })),
+		conns:  int64(mid(func(r row) float64 { return float64(r.conns) })),
+		failed: int(mid(func(r row) float64 { return float64(r.failed) })),
+		lost:   int(mid(func(r row) float64 { return float64(r.lost) })),
+		asked:  int64(mid(func(r row) float64 { return float64(r.asked) })),
+	}
+}
+
+// inTurns measures the servers in each round, and reports the medians side by side.
+func inTurns(t *testing.T, what string, measure func(t *testing.T, program string) row, more ...string) {
+	programs := build(t)
+	rows := map[string][]row{}
+	for range *rounds {
+		for _, name := range append([]string{"stock", "ours"}, more...) {
+			rows[name] = append(rows[name], measure(t, programs[name]))
+		}
+	}
+	s, o := median(rows["stock"]), median(rows["ours"])
+	ratio := func(a, b float64) string {
+		if b == 0 {
+			return "-"
+		}
+		return fmt.Sprintf("%.2f", a/b)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n%s (medians of %d)\n%-10s %10s %9s %10s %10s %8s %9s %7s %9s\n", what, *rounds,
+		"", "µs/query", "qps", "p50", "p99", "TCP", "SERVFAIL", "lost", "exchanges")
+	for _, name := range append([]string{"stock", "ours"}, more...) {
+		r := median(rows[name])
+		fmt.Fprintf(&b, "%-10s %10.1f %9.0f %10s %10s %8d %9d %7d %9d\n", name, r.cpu, r.qps,
+			r.p50.Round(10*time.Microsecond), r.p99.Round(10*time.Microsecond), r.conns, r.failed, r.lost, r.asked)
+	}
+	if len(more) > 0 {
+		floor := median(rows["floor"])
+		fmt.Fprintf(&b, "%-10s %10s\n", "less floor", ratio(o.cpu-floor.cpu, s.cpu-floor.cpu))
+	}
+	fmt.Fprintf(&b, "%-10s %10s %9s %10s %10s %8s\n", "ours/stock", ratio(o.cpu, s.cpu), ratio(o.qps, s.qps),
+		ratio(float64(o.p50), float64(s.p50)), ratio(float64(o.p99), float64(s.p99)), ratio(float64(o.conns), float64(s.conns)))
+	t.Log(b.String())
+}
+
+// misses asks for names of which none was asked before, upstream 1 ms away.
+func misses(stanza string, rate float64, clients int) func(*testing.T, string) row {
+	return func(t *testing.T, program string) row {
+		u := startUpstream(t, time.Millisecond)
+		p := start(t, program, fmt.Sprintf(stanza, u.addr))
+		l := load{addr: p.addr, clients: clients, rate: rate, duration: 500 * time.Millisecond, patience: 5 * time.Second, name: freshName}
+		l.run(t) // warm
+		l.duration = *length
+		before, asked, began := p.cpu(t), u.queries.Load(), time.Now()
+		r := l.run(t)
+		took, used := time.Since(began), p.cpu(t)-before
+		p.stop(t)
+		return row{
+			cpu:    float64(used.Nanoseconds()) / 1e3 / float64(max(r.answered, 1)),
+			qps:    float64(r.answered) / took.Seconds(),
+			p50:    r.quantile(0.5),
+			p99:    r.quantile(0.99),
+			conns:  u.conns.Load(), // the warming included: that is when they are opened
+			failed: r.failed, lost: r.lost,
+			asked: u.queries.Load() - asked,
+		}
+	}
+}
+
+func TestMissesTCP(t *testing.T) {
+	inTurns(t, fmt.Sprintf("unique misses over force_tcp, upstream 1 ms, window %d", *window),
+		misses("forward . %s {\nforce_tcp\n}", 0, *window), "floor")
+}
+
+func TestMissesUDP(t *testing.T) {
+	inTurns(t, fmt.Sprintf("unique misses over UDP, upstream 1 ms, window %d", *window),
+		misses("forward . %s", 0, *window), "floor")
+}
+
+func TestMissesSteady(t *testing.T) {
+	inTurns(t, "unique misses over force_tcp, upstream 1 ms, 2,000 a second",
+		misses("forward . %s {\nforce_tcp\n}", 2000, 64))
+}
+
+// silence has two upstreams, of which one falls silent. What is measured begins when a client has waited
+// for it first: twice the length of the healthy start is given to notice.
+func silence(stanza string) func(*testing.T, string) row {
+	return func(t *testing.T, program string) row {
+		alive, dying := startUpstream(t, time.Millisecond), startUpstream(t, time.Millisecond)
+		p := start(t, program, fmt.Sprintf(stanza, alive.addr, dying.addr))
+		l := load{addr: p.addr, clients: 400, rate: 400, duration: 2 * time.Second, patience: 5 * time.Second, name: freshName}
+		healthy := l.run(t)
+		dying.silent.Store(true)
+		l.duration = 8 * time.Second
+		r := l.run(t)
+		t.Logf("%s: p99 healthy %s, with one silent %s, slowest %s", filepath.Base(program),
+			healthy.quantile(0.99).Round(10*time.Microsecond), r.quantile(0.99).Round(10*time.Microsecond), r.quantile(1).Round(time.Millisecond))
+		p.stop(t)
+		return row{p50: r.quantile(0.5), p99: r.quantile(0.99), failed: r.failed, lost: r.lost,
+			qps: float64(r.answered) / l.duration.Seconds(), conns: alive.conns.Load() + dying.conns.Load(),
+			asked: alive.queries.Load() + dying.queries.Load()}
+	}
+}
+
+func TestSilenceUDP(t *testing.T) {
+	inTurns(t, "one of two upstreams falls silent, UDP, 400 a second", silence("forward . %s %s"))
+}
+
+func TestSilenceTCP(t *testing.T) {
+	inTurns(t, "one of two upstreams falls silent, force_tcp, 400 a second", silence("forward . %s %s {\nforce_tcp\n}"))
+}
+
+// TestOneName has 1,000 clients ask the same cold name at once.
+func TestOneName(t *testing.T) {
+	inTurns(t, "1,000 clients ask one cold name, upstream 200 ms", func(t *testing.T, program string) row {
+		u := startUpstream(t, 200*time.Millisecond)
+		p := start(t, program, "forward . "+u.addr+" {\nforce_tcp\n}")
+		before := u.queries.Load()
+		name := freshName()
+		// Within 100 ms, so that they neither overflow the socket's buffer nor come after the answer.
+		r := load{addr: p.addr, clients: 1000, rate: 10_000, duration: 100 * time.Millisecond, patience: 5 * time.Second, name: func() string { return name }}.run(t)
+		p.stop(t)
+		return row{p50: r.quantile(0.5), p99: r.quantile(0.99), failed: r.failed, lost: r.lost, conns: u.conns.Load(), asked: u.queries.Load() - before}
+	})
+}
