@@ -15,7 +15,6 @@ import (
 	_ "github.com/coredns/coredns/plugin/debug"
 	_ "github.com/coredns/coredns/plugin/dns64"
 	_ "github.com/coredns/coredns/plugin/errors"
-	_ "github.com/coredns/coredns/plugin/forward"
 	_ "github.com/coredns/coredns/plugin/health"
 	_ "github.com/coredns/coredns/plugin/hosts"
 	_ "github.com/coredns/coredns/plugin/loadbalance"
@@ -46,11 +45,12 @@ import (
 )
 
 // ownDirectives are localcache's words. They come before all of CoreDNS's: setup makes the interface
-// that bind may name and the address that health may listen on.
+// that bind may name and the address that health may listen on. forward is ours too, and stands in
+// CoreDNS's place for it.
 var ownDirectives = []string{"setup"}
 
-// coreDNSDirectives are the compiled-in words of CoreDNS, sorted by name; CoreDNS's own list gives the
-// order of execution.
+// coreDNSDirectives are the compiled-in words that CoreDNS knows, sorted by name; CoreDNS's own list gives
+// the order of execution.
 var coreDNSDirectives = []string{
 	"acl", "any", "bind", "bufsize", "cache", "cancel", "debug", "dns64", "dnstap", "errors", "forward",
 	"header", "health", "hosts", "loadbalance", "local", "log", "loop", "metadata", "minimal",

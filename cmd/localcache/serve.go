@@ -19,8 +19,10 @@ import (
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	clog "github.com/coredns/coredns/plugin/pkg/log"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"localcache.dev/localcache/internal/corefile"
+	"localcache.dev/localcache/plugin/forward"
 	"localcache.dev/localcache/plugin/setup"
 )
 
@@ -89,6 +91,7 @@ type server struct {
 	flags  *serveFlags
 	log    clog.P
 	node   *setup.Node
+	ahead  *forward.Plugin // the way to the upstreams
 	source *corefile.Source
 	reload chan struct{} // a reload is wanted; one waiting is enough
 }
@@ -205,7 +208,9 @@ func (s *server) assemble() error {
 		return err
 	}
 	s.node.Register()
-	if err := s.node.RegisterMetrics(); err != nil {
+	s.ahead = forward.New(forward.Options{})
+	s.ahead.Register()
+	if err := errors.Join(s.node.RegisterMetrics(), s.ahead.RegisterMetrics(prometheus.DefaultRegisterer)); err != nil {
 		return err
 	}
 	s.source, err = corefile.NewSource(corefile.Options{
@@ -341,7 +346,7 @@ func (s *server) stop(exit context.Context, graceful bool) error {
 		})
 	}
 	var err error
-	if !within(exit, func() { err = caddy.Stop() }) {
+	if !within(exit, func() { err = caddy.Stop(); s.ahead.Close() }) {
 		return errors.New("the servers did not stop in time")
 	}
 	return err

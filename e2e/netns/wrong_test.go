@@ -158,7 +158,7 @@ func TestWrongCorefile(t *testing.T) {
 		// From here on the interface was made when the mistake is found.
 		{"argument of a directive", refusal{
 			corefile: strings.Replace(smallCorefile, "10.233.0.3", "10.233.0.3 {\n        force_udp\n    }", 1),
-			says:     []string{`^localcache: plugin/forward: CONF:4 - Error during parsing: unknown property 'force_udp'$`},
+			says:     []string{`^localcache: plugin/forward: CONF:4 - Error during parsing: unknown property 'force_udp' of forward: accepted are except, force_tcp, .*$`},
 		}},
 		{"address of another host", refusal{
 			corefile: strings.Replace(smallCorefile, "bind 169.254.25.10", "bind 203.0.113.7", 1),
