@@ -38,8 +38,43 @@ func (h Holder) process() string {
 // very address or to the unspecified one, over UDP or listening over TCP. It reads proc(5)'s net tables
 // and the open files of the processes that it may see. procfs is /proc but in tests.
 func Holders(procfs string, at netip.AddrPort) ([]Holder, error) {
-	var holders []Holder
+	sockets, err := blockers(procfs, at)
+	if len(sockets) == 0 {
+		return nil, err
+	}
 	var inodes []uint64
+	for _, s := range sockets {
+		inodes = append(inodes, s.inode)
+	}
+	owners := socketOwners(procfs, inodes)
+	// A socket whose process is not found may have been closed since, one of this very process too: only
+	// one that is still there belongs to a process that cannot be seen.
+	again, againErr := blockers(procfs, at)
+	own := os.Getpid()
+	var holders []Holder
+	for _, s := range sockets {
+		pid := owners[s.inode]
+		if pid == own || pid == 0 && !slices.ContainsFunc(again, func(t blocker) bool { return t.inode == s.inode }) {
+			continue
+		}
+		h := Holder{Proto: s.proto, Local: s.local, PID: pid}
+		if pid != 0 {
+			h.Name = processName(procfs, pid)
+		}
+		holders = append(holders, h)
+	}
+	return holders, errors.Join(err, againErr)
+}
+
+// blocker is a socket of any process that stands in the way.
+type blocker struct {
+	procSocket
+	proto Proto
+}
+
+// blockers reads the tables for Holders.
+func blockers(procfs string, at netip.AddrPort) ([]blocker, error) {
+	var found []blocker
 	var errs []error
 	for _, proto := range []Proto{UDP, TCP} {
 		for _, suffix := range []string{"", "6"} {
@@ -54,27 +89,13 @@ func Holders(procfs string, at netip.AddrPort) ([]Holder, error) {
 			sockets, err := parseSockets(f, proto)
 			errs = append(errs, err, f.Close())
 			for _, s := range sockets {
-				if s.local.Port() != at.Port() || !blocks(s.local.Addr(), at.Addr()) {
-					continue
+				if s.local.Port() == at.Port() && blocks(s.local.Addr(), at.Addr()) {
+					found = append(found, blocker{s, proto})
 				}
-				holders = append(holders, Holder{Proto: proto, Local: s.local})
-				inodes = append(inodes, s.inode)
 			}
 		}
 	}
-	if len(holders) == 0 {
-		return nil, errors.Join(errs...)
-	}
-	owners := socketOwners(procfs, inodes)
-	own := os.Getpid()
-	for i := range holders {
-		holders[i].PID = owners[inodes[i]]
-		if holders[i].PID != 0 {
-			holders[i].Name = processName(procfs, holders[i].PID)
-		}
-	}
-	holders = slices.DeleteFunc(holders, func(h Holder) bool { return h.PID == own })
-	return holders, errors.Join(errs...)
+	return found, errors.Join(errs...)
 }
 
 // processName is what the kernel calls a process (proc_pid_comm(5)); "" where it has just ended.
