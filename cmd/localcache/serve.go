@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"localcache.dev/localcache/internal/corefile"
+	"localcache.dev/localcache/internal/observe"
 	"localcache.dev/localcache/plugin/forward"
 	"localcache.dev/localcache/plugin/setup"
 )
@@ -208,7 +209,7 @@ func (s *server) assemble() error {
 		return err
 	}
 	s.node.Register()
-	s.ahead = forward.New(forward.Options{})
+	s.ahead = forward.New(forward.Options{Statistics: observe.NewUpstreams(0)})
 	s.ahead.Register()
 	if err := errors.Join(s.node.RegisterMetrics(), s.ahead.RegisterMetrics(prometheus.DefaultRegisterer)); err != nil {
 		return err
