@@ -31,7 +31,7 @@ func (k *Keeper) Drain(ctx context.Context) error {
 	}
 	if serving := serving(peers); len(serving) > 0 {
 		k.cfg.Log.Infof("queries are left to another localcache process, %s", describePeers("/proc", serving))
-		k.leave(w)
+		k.leave(w, true)
 		return nil
 	}
 	if len(w.fallback()) == 0 {
@@ -44,16 +44,23 @@ func (k *Keeper) Drain(ctx context.Context) error {
 	k.draining = true
 	k.mu.Unlock()
 	k.board.update(func(s *Status) { s.Draining = true })
-	k.leave(w)
+	k.leave(w, false)
 	k.cfg.Log.Infof("new queries go to the fallback")
 	return nil
 }
 
-// leave has the sockets take no more queries.
-func (k *Keeper) leave(w *wish) {
+// leave has the sockets take no more queries. TCP's only where another process has listeners: rules lead
+// new connections past those of this one, and a listener that is left resets what it has not accepted.
+func (k *Keeper) leave(w *wish, tcp bool) {
 	n, err := leaveUDP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
 	if err == nil && n == 0 {
 		err = fmt.Errorf("no UDP socket of this process is bound to %s", join(w.spec.Addresses))
+	}
+	if tcp {
+		// CoreDNS takes it for a failure, and logs it.
+		k.cfg.Log.Infof("new connections are left to it too: the errors of accept that follow, if any, come from that")
+		_, tcpErr := leaveTCP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
+		err = errors.Join(err, tcpErr)
 	}
 	if err != nil {
 		// Some of the queries that come in the next moment may be lost; the end must not wait for that.

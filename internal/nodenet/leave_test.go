@@ -64,12 +64,7 @@ func port(at netip.AddrPort) string {
 
 func listenReusePort(t *testing.T, addr netip.AddrPort) *net.UDPConn {
 	t.Helper()
-	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
-		var err error
-		return errors.Join(c.Control(func(fd uintptr) {
-			err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-		}), err)
-	}}
+	lc := net.ListenConfig{Control: reusePort}
 	network := map[bool]string{true: "udp6", false: "udp4"}[addr.Addr().Is6()]
 	conn, err := lc.ListenPacket(context.Background(), network, addr.String())
 	if err != nil {
@@ -80,6 +75,14 @@ func listenReusePort(t *testing.T, addr netip.AddrPort) *net.UDPConn {
 		t.Fatal(err)
 	}
 	return conn.(*net.UDPConn)
+}
+
+func reusePort(_, _ string, c syscall.RawConn) error {
+	var set error
+	err := c.Control(func(fd uintptr) {
+		set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	})
+	return errors.Join(err, set)
 }
 
 func dial(t *testing.T, to string) net.Conn {
@@ -122,4 +125,98 @@ func receive(t *testing.T, c net.Conn, want string) {
 	if err != nil || string(buf[:n]) != want {
 		t.Fatalf("received %q, %v, want %q", buf[:n], err, want)
 	}
+}
+
+// TestLeaveTCP has a listener leave while a connection waits to be accepted and another one's query is
+// unread: both are still answered, and what comes later goes to the listener of another.
+func TestLeaveTCP(t *testing.T) {
+	for _, local := range []string{"127.0.0.1", "::1", "0.0.0.0"} {
+		t.Run(local, func(t *testing.T) {
+			newNamespace(t)
+			old := listenTCPReusePort(t, netip.AddrPortFrom(netip.MustParseAddr(local), 0))
+			at := old.Addr().(*net.TCPAddr).AddrPort()
+			bound := at.Addr().Unmap()
+			to := net.JoinHostPort(map[bool]string{true: "::1", false: "127.0.0.1"}[bound.Is6()], port(at))
+
+			unread := dialTCP(t, to)
+			accepted := acceptTCP(t, old)
+			send(t, unread, "unread")
+			waiting := dialTCP(t, to)
+			send(t, waiting, "waiting")
+
+			addrs, wildcard := []netip.Addr{bound}, bound.IsUnspecified()
+			if n, err := leaveTCP([]netip.Addr{netip.MustParseAddr("192.0.2.1")}, at.Port(), false); n != 0 || err != nil {
+				t.Errorf("left %d listeners, %v: they are not ours", n, err)
+			}
+			type result struct {
+				n   int
+				err error
+			}
+			left := make(chan result)
+			go func() {
+				n, err := leaveTCP(addrs, at.Port(), wildcard)
+				left <- result{n, err}
+			}()
+			late := acceptTCP(t, old)
+			if r := <-left; r.n != 1 || r.err != nil {
+				t.Fatalf("left %d listeners, %v, want 1", r.n, r.err)
+			}
+			answerTCP(t, late, "waiting")
+			receive(t, waiting, "answer to waiting")
+			answerTCP(t, accepted, "unread")
+			receive(t, unread, "answer to unread")
+
+			if c, err := net.DialTimeout("tcp", to, 10*time.Second); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("a connection after that: %v, %v, want it refused", c, err)
+			}
+			other := listenTCPReusePort(t, at)
+			for range 20 { // the group would share them out
+				c := dialTCP(t, to)
+				send(t, c, "new")
+				answerTCP(t, acceptTCP(t, other), "new")
+				receive(t, c, "answer to new")
+			}
+		})
+	}
+}
+
+func listenTCPReusePort(t *testing.T, addr netip.AddrPort) *net.TCPListener {
+	t.Helper()
+	lc := net.ListenConfig{Control: reusePort}
+	network := map[bool]string{true: "tcp6", false: "tcp4"}[addr.Addr().Is6()]
+	l, err := lc.Listen(context.Background(), network, addr.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	return l.(*net.TCPListener)
+}
+
+func dialTCP(t *testing.T, to string) net.Conn {
+	t.Helper()
+	c, err := net.DialTimeout("tcp", to, 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func acceptTCP(t *testing.T, l *net.TCPListener) net.Conn {
+	t.Helper()
+	if err := l.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func answerTCP(t *testing.T, c net.Conn, want string) {
+	t.Helper()
+	receive(t, c, want)
+	send(t, c, "answer to "+want)
 }
