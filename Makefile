@@ -11,7 +11,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A static binary needs no C library. VCS stamping gives it its version.
 BUILDFLAGS := -trimpath -buildvcs=auto -ldflags='-s -w'
 
-.PHONY: help build run test lint e2e-uml e2e-deploy fuzz image clean
+.PHONY: help build run test lint e2e-uml e2e-deploy fuzz bench bench-peers image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,14 @@ e2e-deploy: ## check deploy/ against the Kubernetes types and schemas
 
 fuzz: ## fuzz each parser of bytes from outside for FUZZTIME (10s)
 	@.ci/fuzz $(or $(FUZZTIME),10s)
+
+bench: build ## compare with other DNS caches, 15 min; ARGS=-quick 2 min, ARGS=-h flags, OUT=bench/results keeps the figures
+	@echo "building the benchmark and stock CoreDNS ..."
+	@CGO_ENABLED=0 GOFLAGS= $(GO) build $(BUILDFLAGS) -o bin/bench/ ./bench/dns ./bench/dns/stock
+	@bin/bench/dns -out $(or $(OUT),bin/bench/results) $(ARGS)
+
+bench-peers: ## install the caches that bench compares with (Debian packages, root; none is started)
+	@bench/install-peers
 
 image: build ## build the container image with docker, podman or buildah
 	@deploy/image.sh
