@@ -3,14 +3,18 @@ package replay
 import (
 	"bytes"
 	"encoding/binary"
+	"flag"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
 	"localcache.dev/localcache/internal/wire"
+	"localcache.dev/localcache/internal/wire/wiretest"
 )
 
 // FuzzReplay stores answer, whatever it is, and replays it after some time to a client that writes the
@@ -33,63 +37,65 @@ func FuzzReplay(f *testing.F) {
 	f.Add(reply(f, "example.org.", dns.TypeANY, edns, "example.org. 30 HTTPS 1 . alpn=h2", "example.org. 40 NSEC a.example.org. A",
 		"example.org. 50 RRSIG A 8 2 30 20300101000000 20200101000000 1 example.org. aaaa", "example.org. 30 A 192.0.2.1", "example.org. 31 A 192.0.2.2"),
 		uint64(9), uint16(6), 7*second, false)
-	f.Fuzz(func(t *testing.T, answer []byte, letters uint64, id uint16, age int64, rotate bool) {
-		kept := bytes.Clone(answer)
-		a, err := wire.ParseAnswer(answer)
-		if err != nil {
-			return
-		}
-		age %= int64(min(a.MinTTL, 1<<30)+3) * second
-		if age < 0 {
-			age = -age
-		}
-		asked := query(answer[headerSize:headerSize+a.Question], 0)
-		var q wire.Query
-		if !q.Parse(asked) {
-			t.Fatalf("a question that can be answered is refused: %x", asked)
-		}
-		s := New(4, 1<<16)
-		stored := s.Put(&q, answer, PutOptions{Now: start, Rotate: rotate})
-		lower := bytes.Equal(q.Question(), q.Key()[:a.Question])
-		if want := a.MinTTL > 1 && (!rotate || a.Rotatable) && (!a.Truncated || lower); stored != want {
-			t.Fatalf("stored %v, want %v: %+v", stored, want, a)
-		}
-		other := query(q.Question(), letters)
-		binary.BigEndian.PutUint16(other, id)
-		var q2 wire.Query
-		if !q2.Parse(other) {
-			t.Fatalf("refused in other letters: %x", other)
-		}
-		now := start + age
-		e := s.Get(&q2, now)
-		old := uint32((age + second - 1) / second)
-		if want := stored && old < a.MinTTL; (e != nil) != want {
-			t.Fatalf("found %v, want %v: %+v at %d", e != nil, want, a, age)
-		}
-		if e == nil {
-			return
-		}
-		buf := bytes.Repeat([]byte{0xee}, len(answer)+32)
-		msg := e.Append(buf[:16], &q2, now)[16:]
-		if len(msg) != len(answer) || &msg[0] != &buf[16] {
-			t.Fatalf("%d octets of %d, in place %v", len(msg), len(answer), &msg[0] == &buf[16])
-		}
-		guard := bytes.Repeat([]byte{0xee}, 16)
-		if !bytes.Equal(buf[:16], guard) || !bytes.Equal(buf[16+len(answer):], guard) {
-			t.Fatal("written outside")
-		}
-		if !bytes.Equal(kept, answer) {
-			t.Fatal("the message that was stored was changed")
-		}
-		if want := [2]byte{byte(id >> 8), byte(id)}; [2]byte(msg) != want {
-			t.Fatalf("ID %x, want %x", msg[:2], want)
-		}
-		if !bytes.Equal(msg[headerSize:headerSize+a.Question], q2.Question()) {
-			t.Fatalf("question %x, want %x", msg[headerSize:headerSize+a.Question], q2.Question())
-		}
-		compareOctets(t, answer, msg, &a, old, rotate)
-		compareMessages(t, answer, msg, old)
-	})
+	f.Fuzz(tryReplay)
+}
+
+func tryReplay(t *testing.T, answer []byte, letters uint64, id uint16, age int64, rotate bool) {
+	kept := bytes.Clone(answer)
+	a, err := wire.ParseAnswer(answer)
+	if err != nil {
+		return
+	}
+	age %= int64(min(a.MinTTL, 1<<30)+3) * second
+	if age < 0 {
+		age = -age
+	}
+	asked := query(answer[headerSize:headerSize+a.Question], 0)
+	var q wire.Query
+	if !q.Parse(asked) {
+		t.Fatalf("a question that can be answered is refused: %x", asked)
+	}
+	s := New(4, 1<<16)
+	stored := s.Put(&q, answer, PutOptions{Now: start, Rotate: rotate})
+	lower := bytes.Equal(q.Question(), q.Key()[:a.Question])
+	if want := a.MinTTL > 1 && (!rotate || a.Rotatable) && (!a.Truncated || lower); stored != want {
+		t.Fatalf("stored %v, want %v: %+v", stored, want, a)
+	}
+	other := query(q.Question(), letters)
+	binary.BigEndian.PutUint16(other, id)
+	var q2 wire.Query
+	if !q2.Parse(other) {
+		t.Fatalf("refused in other letters: %x", other)
+	}
+	now := start + age
+	e := s.Get(&q2, now)
+	old := uint32((age + second - 1) / second)
+	if want := stored && old < a.MinTTL; (e != nil) != want {
+		t.Fatalf("found %v, want %v: %+v at %d", e != nil, want, a, age)
+	}
+	if e == nil {
+		return
+	}
+	buf := bytes.Repeat([]byte{0xee}, len(answer)+32)
+	msg := e.Append(buf[:16], &q2, now)[16:]
+	if len(msg) != len(answer) || &msg[0] != &buf[16] {
+		t.Fatalf("%d octets of %d, in place %v", len(msg), len(answer), &msg[0] == &buf[16])
+	}
+	guard := bytes.Repeat([]byte{0xee}, 16)
+	if !bytes.Equal(buf[:16], guard) || !bytes.Equal(buf[16+len(answer):], guard) {
+		t.Fatal("written outside")
+	}
+	if !bytes.Equal(kept, answer) {
+		t.Fatal("the message that was stored was changed")
+	}
+	if want := [2]byte{byte(id >> 8), byte(id)}; [2]byte(msg) != want {
+		t.Fatalf("ID %x, want %x", msg[:2], want)
+	}
+	if !bytes.Equal(msg[headerSize:headerSize+a.Question], q2.Question()) {
+		t.Fatalf("question %x, want %x", msg[headerSize:headerSize+a.Question], q2.Question())
+	}
+	compareOctets(t, answer, msg, &a, old, rotate)
+	compareMessages(t, answer, msg, old)
 }
 
 // query asks question, with the letters changed that mask has a bit for.
@@ -180,4 +186,19 @@ func rotation(a, b []string) bool {
 		}
 	}
 	return len(a) == 0 && len(b) == 0
+}
+
+var soak = flag.Int("soak", 5_000, "how many damaged answers TestSoak stores and replays")
+
+// TestSoak is FuzzReplay without the fuzzer: many more answers, made from those that it has found.
+func TestSoak(t *testing.T) {
+	seeds := wiretest.Corpus(t, "FuzzReplay")
+	s := uint64(time.Now().UnixNano())
+	t.Logf("seed %d, %d answers to start from", s, len(seeds))
+	r := rand.New(rand.NewPCG(s, s))
+	var buf []byte
+	for range *soak {
+		buf = wiretest.Mutate(r, seeds, buf)
+		tryReplay(t, buf, r.Uint64(), uint16(r.Uint32()), int64(r.Uint64()), r.IntN(2) == 0)
+	}
 }
