@@ -5,6 +5,14 @@
 // got from a Recorder once and keeps: no look-up on the hot path. Upstreams is the Recorder behind the
 // API and the page; a plugin that feeds Prometheus is another one, and Tee joins them. Nothing here
 // grows with traffic: the number of upstreams is capped, histograms and rings have a fixed size.
+//
+// Whoever answers clients reports to Queries, each query once: by Record where the answer was at hand,
+// by Begin and End where it took time. It counts for each client and window, finds questions that
+// are asked again because an answer did not come, and keeps the stories of slow and failed queries; a
+// Trace carries the exchanges of a query from those who make them to its story.
+//
+// Snapshots are plain values. Those of several nodes merge by addition; lists of top names carry the
+// bounds of their errors.
 package observe
 
 import (

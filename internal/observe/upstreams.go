@@ -1,7 +1,6 @@
 package observe
 
 import (
-	"cmp"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -10,7 +9,7 @@ import (
 
 const (
 	// DefaultMaxUpstreams is how many pairs of upstream and transport get statistics of their own.
-	// One costs about 6 KiB. kube-dns and the node's resolvers are fewer than 20 pairs.
+	// One costs about 16 KiB. kube-dns and the node's resolvers are fewer than 20 pairs.
 	DefaultMaxUpstreams = 256
 	// RecentFailures is how many failures each pair remembers.
 	RecentFailures = 32
@@ -20,10 +19,13 @@ const (
 
 // Upstreams keeps statistics for each pair of upstream and transport. It is a Recorder.
 type Upstreams struct {
-	limit int
+	limit   int
+	started int64
+	clock   timeline
 
-	mu  sync.Mutex
-	all map[upstreamKey]*upstreamStats
+	mu    sync.Mutex
+	all   map[upstreamKey]*upstreamStats
+	pools []connectionPool
 }
 
 type upstreamKey struct {
@@ -34,11 +36,15 @@ type upstreamKey struct {
 // NewUpstreams returns statistics for at most limit pairs of upstream and transport; 0 stands for
 // DefaultMaxUpstreams. When they are used up, the pair that was silent longest among those nobody
 // holds a Sink of makes room; if there is none, the newcomers are counted together as Overflow.
-func NewUpstreams(limit int) *Upstreams {
+func NewUpstreams(limit int) *Upstreams { return newUpstreams(limit, time.Now()) }
+
+func newUpstreams(limit int, now time.Time) *Upstreams {
 	if limit <= 0 {
 		limit = DefaultMaxUpstreams
 	}
-	return &Upstreams{limit: limit, all: make(map[upstreamKey]*upstreamStats)}
+	u := &Upstreams{limit: limit, started: now.UnixNano(), all: make(map[upstreamKey]*upstreamStats)}
+	u.clock.latest.Store(u.started)
+	return u
 }
 
 // Sink implements Recorder. A pair that was known before goes on where it was.
@@ -53,6 +59,8 @@ func (u *Upstreams) Sink(upstream string, proto Proto) Sink {
 	}
 	if s == nil {
 		s = &upstreamStats{owner: u, key: key}
+		s.marks.start(u.clock.at(0))
+		s.nextMark.Store(s.marks.next)
 		u.all[key] = s
 	}
 	s.refs++
@@ -75,8 +83,12 @@ func (u *Upstreams) evict() bool {
 }
 
 // Snapshot copies all statistics, sorted by upstream and transport.
-func (u *Upstreams) Snapshot() []UpstreamSnapshot {
+func (u *Upstreams) Snapshot() []UpstreamSnapshot { return u.snapshot(time.Now()) }
+
+func (u *Upstreams) snapshot(now time.Time) []UpstreamSnapshot {
+	t := max(u.clock.at(now.UnixNano()), u.clock.latest.Load())
 	u.mu.Lock()
+	pools := slices.Clone(u.pools)
 	all := make([]*upstreamStats, 0, len(u.all))
 	for _, s := range u.all {
 		all = append(all, s)
@@ -84,12 +96,14 @@ func (u *Upstreams) Snapshot() []UpstreamSnapshot {
 	u.mu.Unlock()
 
 	snapshots := make([]UpstreamSnapshot, len(all))
+	open := connections(pools)
 	for i, s := range all {
+		s.advance(t)
 		snapshots[i] = s.snapshot()
+		snapshots[i].Coverage = coverage(u.started, t)
+		snapshots[i].setConnections(open[s.key])
 	}
-	slices.SortFunc(snapshots, func(a, b UpstreamSnapshot) int {
-		return cmp.Or(cmp.Compare(a.Upstream, b.Upstream), cmp.Compare(a.Proto, b.Proto))
-	})
+	sortUpstreams(snapshots)
 	return snapshots
 }
 
@@ -98,6 +112,13 @@ func (u *Upstreams) Snapshot() []UpstreamSnapshot {
 type UpstreamSnapshot struct {
 	Upstream string
 	Proto    Proto
+	// Windows are the same counters for each Window, with latencies in coarser buckets. Coverage is how
+	// long each really is; see QueriesSnapshot.
+	Windows  [NumWindows]UpstreamCounts
+	Coverage [NumWindows]time.Duration
+	// Connections are open at the moment, the oldest first; OpenConnections is their number.
+	Connections     []Connection
+	OpenConnections int
 	// Outcomes counts clients' exchanges by outcome, Probes health checks.
 	Outcomes [NumOutcomes]uint64
 	Probes   [NumOutcomes]uint64
@@ -118,7 +139,8 @@ type UpstreamSnapshot struct {
 	Failures []Exchange
 }
 
-// upstreamStats is written by exchanges as they end. Only a failure takes its lock.
+// upstreamStats is written by exchanges as they end. Only a failure takes its lock, and the first one in
+// each step of the windows.
 type upstreamStats struct {
 	owner *Upstreams
 	key   upstreamKey
@@ -137,8 +159,11 @@ type upstreamStats struct {
 	lastEnd    atomic.Int64
 	latency    Histogram
 
+	nextMark atomic.Int64
+
 	mu       sync.Mutex
 	failures ring
+	marks    marks[UpstreamCounts]
 }
 
 // Begin implements Sink.
@@ -148,6 +173,9 @@ func (s *upstreamStats) Begin() { s.inFlight.Add(1) }
 func (s *upstreamStats) End(e *Exchange) {
 	s.inFlight.Add(-1)
 	end := e.Start.Add(e.Duration).UnixNano()
+	if t := s.owner.clock.at(end); t >= s.nextMark.Load() {
+		s.advance(t)
+	}
 	s.lastEnd.Store(end)
 	s.bytesOut.Add(uint64(e.BytesOut))
 	s.bytesIn.Add(uint64(e.BytesIn))
@@ -198,6 +226,7 @@ func (s *upstreamStats) snapshot() UpstreamSnapshot {
 		BytesIn:  s.bytesIn.Load(),
 		InFlight: s.inFlight.Load(),
 		Latency:  s.latency.Snapshot(),
+		Windows:  s.windows(),
 	}
 	for i := range v.Outcomes {
 		v.Outcomes[i] = s.outcomes[i].Load()

@@ -1,0 +1,31 @@
+package observe
+
+import "fmt"
+
+// Loss is something that Queries had no room for, or could not count.
+type Loss uint8
+
+// The losses. Only the first is about queries that are counted nowhere else.
+const (
+	LossNoClient  Loss = iota // a query without a valid client address: not counted
+	LossQuestion              // a question was forgotten too early to know it again when it is repeated
+	LossUndecided             // a repeated question was not told from polling: too many at a time
+	LossStory                 // a slow or failed query's story was overwritten by newer ones
+	LossStep                  // an exchange that did not fit into its query's story
+
+	// NumLosses is the number of kinds of losses.
+	NumLosses = int(LossStep) + 1
+)
+
+var lossNames = [NumLosses]string{"no_client", "question", "undecided", "story", "step"}
+
+// String is the loss's name in metrics and the API.
+func (l Loss) String() string {
+	if int(l) < NumLosses {
+		return lossNames[l]
+	}
+	return fmt.Sprintf("loss(%d)", uint8(l))
+}
+
+// MarshalText writes the name, for JSON.
+func (l Loss) MarshalText() ([]byte, error) { return []byte(l.String()), nil }

@@ -1,0 +1,50 @@
+package observe
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Source is where the answer to a client came from.
+type Source uint8
+
+// The sources.
+const (
+	FromReplay   Source = iota // a stored wire answer sent again: the fast path
+	FromCache                  // the cache of the chain
+	FromStale                  // the cache, past the answer's TTL (RFC 8767)
+	FromUpstream               // a miss: somebody had to be asked
+	FromLocal                  // made here: hosts, templates, refusals
+
+	// NumSources is the number of sources, for arrays that are indexed by them.
+	NumSources = int(FromLocal) + 1
+)
+
+var sourceNames = [NumSources]string{"replay", "cache", "stale", "upstream", "local"}
+
+// String is the source's name in the API.
+func (s Source) String() string {
+	if int(s) < NumSources {
+		return sourceNames[s]
+	}
+	return fmt.Sprintf("source(%d)", uint8(s))
+}
+
+// MarshalText writes the name, for JSON.
+func (s Source) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Query is one client's query and its end. Name is only valid during the call that it is passed to.
+type Query struct {
+	Client   netip.AddrPort // unmapped: IPv4 as IPv4
+	ID       uint16
+	Proto    Proto
+	Name     []byte // wire format, lower case (RFC 4343), without compression
+	Type     uint16
+	Rcode    int
+	Source   Source
+	Received int64         // Unix nanoseconds: the kernel's receive timestamp where the socket gives one
+	Queued   time.Duration // time in the socket's queue before it was read, 0 where unknown
+	Duration time.Duration // from Received to the answer handed to the socket
+	Upstream time.Duration // the part of Duration spent waiting for upstreams
+}

@@ -1,0 +1,312 @@
+package observe
+
+// How stub resolvers ask again, in milliseconds after the question before:
+//
+//   - glibc (2.36, measured): after 5 s both A and AAAA, from the same port with the same ID; after
+//     another 5 s again, with the same ID from new ports.
+//   - Go (measured): after 5 s, from a new port with a new ID, only the type without answer; two
+//     attempts altogether.
+//   - musl (src/network/res_msend.c): after 2.5 s, from the same port with the same ID, only the type
+//     without answer.
+//
+// The same question from the same port with the same ID is no accident. The same question from a new
+// port with a new ID, 5 s later, is what Go does, and what a program does that polls a name each 5 s.
+// They are told apart by what belongs to them:
+//
+//   - The first question has no answer, or got it when the 5 s were over: a program would have waited.
+//   - It was half of a pair, and the other half is not asked again: a program asks for both again.
+//   - Else by what comes next. Who polls asks a third time; Go does not, it has its answer or has given
+//     up after two attempts. And who polls has asked 5 s before. What remains is only suspected.
+const (
+	retry     = 5000
+	muslRetry = 2500
+
+	// Timers fire late, never early, but the two questions' ways differ.
+	early = 20
+	// glibc and musl wait in poll(2), and are known by their IDs: a throttled pod is welcome.
+	lateKnown = 300
+	// Go is known by the time only.
+	lateGo = 90
+	// shortestRetry is below all that resolvers can be set to. Packets that come twice are nearer.
+	shortestRetry = 300
+
+	// pairGap is the most between the halves of a pair.
+	pairGap = 100
+	// joinGap is the most between the halves that are asked again: some resolvers ask for the second
+	// when the first is answered, and that may take a round trip now.
+	joinGap = 300
+	// thirdWithin is how soon after its second question a program is expected to poll again.
+	thirdWithin = 7500
+	// A question whose predecessor was so far is one of a series.
+	seriesFrom, seriesTo = 3500, 7500
+)
+
+func after(age, interval, late int32) bool { return age >= interval-early && age <= interval+late }
+
+// wait is what a decision about a repeated question waits for.
+type wait uint8
+
+const (
+	// The other half comes along: it never came at first (glibc). Else the reply was lost.
+	waitNewHalf wait = iota
+	// The other half is asked again, too: not Go's way with half a pair. Then a third question decides.
+	waitBothHalves
+	// The other half is asked again: it is a new pair. Else the query was lost (Go).
+	waitRepeatedHalf
+	// A third question comes: polling.
+	waitThird
+)
+
+// decision is a repeated question that is not yet counted.
+type decision struct {
+	client *client
+	tag    uint32
+	due    uint32 // milliseconds
+	wait   wait
+	series bool // of waitBothHalves: it looks like polling apart from that
+	counts retransmit
+}
+
+type retransmit struct {
+	resolver  Resolver
+	cause     Cause
+	suspected bool
+}
+
+func (c *client) countRetransmit(r retransmit) {
+	if r.suspected {
+		c.tally.n[atSuspected+int(r.cause)]++
+	} else {
+		c.tally.n[atRetransmits+int(r.resolver)*NumCauses+int(r.cause)]++
+	}
+}
+
+// decisions are few: what is open is at most 7.5 s old.
+type decisions struct {
+	open [32]decision
+	n    int
+	due  uint32 // the earliest
+}
+
+// settle counts those whose time has come.
+func (d *decisions) settle(now uint32) {
+	if d.n == 0 || since(now, d.due) < 0 {
+		return
+	}
+	for i := 0; i < d.n; {
+		if x := &d.open[i]; since(now, x.due) >= 0 {
+			x.client.countRetransmit(x.counts)
+			d.remove(i)
+		} else {
+			i++
+		}
+	}
+}
+
+func (d *decisions) remove(i int) {
+	d.n--
+	d.open[i] = d.open[d.n]
+	d.open[d.n] = decision{}
+	d.reckon()
+}
+
+func (d *decisions) reckon() {
+	for i := range d.n {
+		if i == 0 || since(d.open[i].due, d.due) < 0 {
+			d.due = d.open[i].due
+		}
+	}
+}
+
+// add is false where there is no room.
+func (d *decisions) add(x decision) bool {
+	if d.n == len(d.open) {
+		return false
+	}
+	d.open[d.n] = x
+	d.n++
+	d.reckon()
+	return true
+}
+
+// find returns the index of the decision about a question, or -1.
+func (d *decisions) find(tag uint32) int {
+	for i := range d.n {
+		if d.open[i].tag == tag {
+			return i
+		}
+	}
+	return -1
+}
+
+// redirect leaves the decisions about one client to another one.
+func (r *recent) redirect(from, to *client) {
+	for i := range r.decisions.n {
+		if x := &r.decisions.open[i]; x.client == from {
+			x.client = to
+		}
+	}
+}
+
+// ask notes a question that came over UDP at now, and finds out whether it is one that is asked again.
+// answer is the time that its answer took, or pending.
+func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
+	r := &sh.recent
+	r.init()
+	r.decisions.settle(now)
+	age, state := r.swap(k, now, answer)
+	e := r.find(k)
+	if e == nil {
+		var forgotten bool
+		if e, forgotten = r.place(k, now); forgotten {
+			sh.lost[LossQuestion]++
+		}
+	}
+	i := halfOf(q.Type)
+	mine, other := &e.half[i], &e.half[1-i]
+	seen := asked{port: q.Client.Port(), id: q.ID, now: now}
+	if q.Type == typeA || q.Type == typeAAAA {
+		c.countAddress(near(now, other.asked, pairGap) && !near(now, mine.asked, pairGap))
+	}
+	switch {
+	case near(now, e.event, joinGap) && e.event&1 != uint32(i):
+		sh.joins(e)
+	case age >= shortestRetry && age < forgetAfter:
+		e.repeated(now, i)
+		sh.again(c, e, other, now, age, state)
+	default:
+		sh.perhaps(c, e, i, seen)
+	}
+	interval := since(now, mine.asked)
+	if mine.asked == 0 || interval < 0 || interval > 0xffff {
+		interval = 0
+	}
+	// One by one: a struct is built and copied, and the copy waits for the small stores before it.
+	mine.asked, mine.id, mine.port, mine.answer, mine.interval = now, q.ID, seen.port, answer, uint16(interval)
+}
+
+// asked is a question that has just come.
+type asked struct {
+	port, id uint16
+	now      uint32
+}
+
+// joins is for the other half of a question that was found to be asked again a moment ago. It is the
+// same wait of the client, which has been counted, or will be.
+func (sh *shard) joins(e *question) {
+	d := &sh.recent.decisions
+	i := d.find(e.tag)
+	if i < 0 {
+		return
+	}
+	x := &d.open[i]
+	switch x.wait {
+	case waitNewHalf:
+		x.counts.cause, x.counts.suspected = QueryLost, true
+		x.client.countRetransmit(x.counts)
+		d.remove(i)
+	case waitBothHalves:
+		if x.series {
+			d.remove(i)
+			return
+		}
+		x.wait, x.counts.suspected = waitThird, true
+		x.due = e.event + thirdWithin
+		d.reckon()
+	case waitRepeatedHalf:
+		d.remove(i)
+	}
+}
+
+// again is for a question that came before with the same port and ID.
+func (sh *shard) again(c *client, e *question, other *half, now uint32, age int32, state uint32) {
+	counts := retransmit{resolver: UnknownResolver, cause: ReplyLost}
+	slow := state == statePending || state == stateVeryLate
+	switch {
+	case after(age, retry, lateKnown):
+		counts.resolver = Glibc
+	case after(age, muslRetry, lateKnown):
+		counts.resolver = Musl
+		slow = slow || state == stateLate
+	default:
+		slow = slow || state == stateLate && age < retry
+	}
+	sh.known(c, e, other, now, now-uint32(age), age, counts, slow)
+}
+
+// known decides about a question that is certainly asked again. It was asked first at the time first.
+func (sh *shard) known(c *client, e *question, other *half, now, first uint32, age int32, counts retransmit, slow bool) {
+	both := near(other.asked, first, pairGap)
+	if slow || both && other.late(age) {
+		counts.cause = SlowUpstream
+	} else if counts.resolver != Musl && c.pairsUp() && !both && !(since(other.asked, first) > 0 && since(now, other.asked) > pairGap) {
+		// glibc sends both halves again: is the other one here for the first time? That cannot be told
+		// of a name that was asked for meanwhile.
+		if near(now, other.asked, pairGap) {
+			counts.cause, counts.suspected = QueryLost, true
+		} else {
+			sh.decide(decision{client: c, tag: e.tag, due: now + joinGap, wait: waitNewHalf, counts: counts})
+			return
+		}
+	}
+	c.countRetransmit(counts)
+}
+
+// perhaps is for a question that never came before with this port and ID.
+func (sh *shard) perhaps(c *client, e *question, i int, q asked) {
+	mine, other := &e.half[i], &e.half[1-i]
+	d := &sh.recent.decisions
+	if d.n > 0 && mine.fresh(q.now) && since(q.now, mine.asked) > pairGap {
+		if at := d.find(e.tag); at >= 0 && d.open[at].wait == waitThird {
+			d.remove(at)
+			return
+		}
+	}
+	age, otherAge := since(q.now, mine.asked), since(q.now, other.asked)
+	series := mine.interval >= seriesFrom && mine.interval <= seriesTo
+	switch {
+	case mine.fresh(q.now) && age > pairGap:
+		switch {
+		case q.port == mine.port:
+		case q.id == mine.id && after(age, retry, lateKnown) && near(e.event, mine.asked, pairGap):
+			// glibc's third: an ID that is the same by accident is not likely just after a second.
+			e.repeated(q.now, i)
+			sh.known(c, e, other, q.now, mine.asked, age, retransmit{resolver: Glibc, cause: ReplyLost}, mine.late(age))
+		case q.id != mine.id && after(age, retry, lateGo):
+			e.repeated(q.now, i)
+			sh.likeGo(c, e, mine, other, q.now, age, series)
+		}
+	case !other.fresh(q.now) || otherAge <= pairGap || near(other.asked, mine.asked, pairGap) || other.late(otherAge):
+	case after(otherAge, muslRetry, lateKnown) && q.port == other.port:
+		// musl asks again only for what has no answer: this half came for the first time now.
+		e.repeated(q.now, i)
+		c.countRetransmit(retransmit{resolver: Musl, cause: QueryLost, suspected: true})
+	case after(otherAge, retry, lateGo) && q.port != other.port && q.id != other.id && c.pairsUp():
+		e.repeated(q.now, i)
+		sh.decide(decision{
+			client: c, tag: e.tag, due: q.now + joinGap, wait: waitRepeatedHalf,
+			counts: retransmit{resolver: Go, cause: QueryLost, suspected: true},
+		})
+	}
+}
+
+// likeGo decides about a question that is asked again after 5 s by somebody who forgot port and ID.
+func (sh *shard) likeGo(c *client, e *question, mine, other *half, now uint32, age int32, series bool) {
+	counts := retransmit{resolver: Go, cause: ReplyLost}
+	switch pair := near(other.asked, mine.asked, pairGap); {
+	case mine.late(age):
+		counts.cause = SlowUpstream
+		c.countRetransmit(counts)
+	case pair:
+		sh.decide(decision{client: c, tag: e.tag, due: now + joinGap, wait: waitBothHalves, series: series, counts: counts})
+	case !series:
+		counts.suspected = true
+		sh.decide(decision{client: c, tag: e.tag, due: now + thirdWithin, wait: waitThird, counts: counts})
+	}
+}
+
+func (sh *shard) decide(x decision) {
+	if !sh.recent.decisions.add(x) {
+		sh.lost[LossUndecided]++
+	}
+}

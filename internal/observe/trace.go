@@ -1,0 +1,117 @@
+package observe
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// MaxSteps is how many exchanges a Trace holds: the three attempts of a question, and those that the
+// protocol asks for.
+const MaxSteps = 6
+
+// Step is one exchange in the story of a query.
+type Step struct {
+	Upstream string        `json:"upstream"` // "IP:port"
+	Proto    Proto         `json:"proto"`
+	Outcome  Outcome       `json:"outcome"`
+	Rcode    int           `json:"rcode"`
+	Duration time.Duration `json:"durationNanoseconds"`
+	Hedge    bool          `json:"hedge,omitempty"`  // sent while an earlier one was waiting
+	Reused   bool          `json:"reused,omitempty"` // on a connection that had carried another one
+	Shared   bool          `json:"shared,omitempty"` // made for another client's question
+	Err      string        `json:"error,omitempty"`
+}
+
+// Trace collects the exchanges of one query. Whoever serves the query puts it into its context by
+// WithTrace, those who exchange add to it, and Queries.End reads it. What is added after that, by a
+// refresh that outlives the query, is ignored. A Trace is used for one query only: a pool of them would
+// put the late exchanges of one query into another. The zero value is ready.
+type Trace struct {
+	mu    sync.Mutex
+	ended bool
+	n     int // added; those beyond MaxSteps were lost
+	steps [MaxSteps]Step
+	wait  time.Duration
+}
+
+// Add notes an exchange. It is safe for concurrent use; on a nil Trace it does nothing.
+func (t *Trace) Add(s Step) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ended {
+		return
+	}
+	if t.n < MaxSteps {
+		t.steps[t.n] = s
+	}
+	t.n++
+}
+
+// Wait adds d to the time that the query spent waiting for upstreams, which is not the sum of its
+// exchanges: those overlap, and a query may join one that is under way. On a nil Trace it does nothing.
+func (t *Trace) Wait(d time.Duration) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ended {
+		t.wait += max(d, 0)
+	}
+}
+
+// Waited is the time that the query spent waiting for upstreams so far, and whether any exchange was
+// made or waited for: then its answer is a miss.
+func (t *Trace) Waited() (d time.Duration, asked bool) {
+	if t == nil {
+		return 0, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.wait, t.n > 0 || t.wait > 0
+}
+
+// end closes the trace.
+func (t *Trace) end() {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	t.ended = true
+	t.mu.Unlock()
+}
+
+// list is what was added. It is called after end, when nothing changes any more.
+func (t *Trace) list() (steps []Step, lost int) {
+	if t == nil {
+		return nil, 0
+	}
+	return t.steps[:min(t.n, MaxSteps)], max(0, t.n-MaxSteps)
+}
+
+func (t *Trace) failed() bool {
+	steps, _ := t.list()
+	for i := range steps {
+		if !steps[i].Outcome.Answer() {
+			return true
+		}
+	}
+	return false
+}
+
+type traceKey struct{}
+
+// WithTrace returns a context that carries t.
+func WithTrace(ctx context.Context, t *Trace) context.Context {
+	return context.WithValue(ctx, traceKey{}, t)
+}
+
+// TraceFrom is the Trace that ctx carries; nil where there is none.
+func TraceFrom(ctx context.Context) *Trace {
+	t, _ := ctx.Value(traceKey{}).(*Trace)
+	return t
+}
