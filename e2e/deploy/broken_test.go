@@ -62,28 +62,66 @@ func TestBroken(t *testing.T) {
 	}
 	s := schemaOf(t)
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) {
-			tree := load(t)
-			raw, err := tree.Read(c.file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if !strings.Contains(string(raw), c.old) {
-				t.Fatalf("%s has no %q any more: the case tests nothing", c.file, c.old)
-			}
-			write(t, tree, c.file, strings.Replace(string(raw), c.old, c.new, 1))
+		t.Run(c.name, func(t *testing.T) { wantComplaint(t, s, "base", kubeadm, c.file, c.old, c.new, c.want) })
+	}
+}
 
-			objects, errs := judge(tree, s, "base")
-			if len(errs) == 0 {
-				set, err := NewSet(objects)
-				errs = append(errs, err)
-				if err == nil {
-					errs = append(errs, Policy(set, kubeadm))
-				}
+// TestBrokenRights is TestBroken for what the fallback to a Service needs, and for more than that.
+func TestBrokenRights(t *testing.T) {
+	const role, binding, component = "components/fallback/role.yaml", "components/fallback/rolebinding.yaml", "components/fallback/kustomization.yaml"
+	s := schemaOf(t)
+	for _, c := range []struct {
+		name, file, old, new string
+		want                 string
+	}{
+		{"no watch", role, "      - list\n      - watch\n", "      - list\n", "want list and watch of endpointslices"},
+		{"get as well", role, "      - list\n", "      - list\n      - get\n", "want list and watch of endpointslices"},
+		{"anything", role, "      - endpointslices\n", "      - '*'\n", "want list and watch of endpointslices"},
+		{"misspelled", role, "endpointslices", "endpointslice", "want list and watch of endpointslices"},
+		{"no verbs", role, "    verbs:\n      - list\n      - watch\n", "", "verbs"},
+		{"all namespaces", role, "kind: Role\n", "kind: ClusterRole\n", "no validation is wired up for this kind"},
+		{"another namespace", role, "namespace: kube-system", "namespace: default", "is in namespace \"default\""},
+		{"bound to another Role", binding, "  kind: Role\n  name: nodelocaldns", "  kind: Role\n  name: other", "want Role nodelocaldns"},
+		{"for another account", binding, "  - kind: ServiceAccount\n    name: nodelocaldns", "  - kind: ServiceAccount\n    name: default", "want service account nodelocaldns alone"},
+		{"for everybody", binding, "  - kind: ServiceAccount\n    name: nodelocaldns\n    namespace: kube-system", "  - kind: Group\n    apiGroup: rbac.authorization.k8s.io\n    name: system:authenticated", "want service account nodelocaldns alone"},
+		{"no binding", component, "  - rolebinding.yaml\n", "", "1 Roles and 0 RoleBindings"},
+		{"no token", component, "automountServiceAccountToken: true", "automountServiceAccountToken: false", "no token of the API server is mounted"},
+		{"a token for every pod", "base/serviceaccount.yaml", "automountServiceAccountToken: false", "automountServiceAccountToken: true", "mounts its token in every pod"},
+		{"another Service", component, "value: kube-system/kube-dns", "value: kube-system/kube-dns2", "KUBE_DNS_ENDPOINTS"},
+		{"rights that nothing needs", "overlays/service-ip/kustomization.yaml", "resources:\n", "components:\n  - ../../components/fallback\nresources:\n", "a token of the API server is mounted, and nothing needs it"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir, node := ".", following(kubeadm, "kube-dns")
+			if strings.HasPrefix(c.file, "overlays/") {
+				dir, node = "overlays/service-ip", kubeadm
 			}
-			if err := errors.Join(errs...); err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("want a complaint with %q, got: %v", c.want, err)
-			}
+			wantComplaint(t, s, dir, node, c.file, c.old, c.new, c.want)
 		})
+	}
+}
+
+// wantComplaint makes one edit of a file, builds dir, and wants a judge to say want.
+func wantComplaint(t *testing.T, s *Schema, dir string, node Node, file, from, to, want string) {
+	t.Helper()
+	tree := load(t)
+	raw, err := tree.Read(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(raw), from) {
+		t.Fatalf("%s has no %q any more: the case tests nothing", file, from)
+	}
+	write(t, tree, file, strings.Replace(string(raw), from, to, 1))
+
+	objects, errs := judge(tree, s, dir)
+	if len(errs) == 0 {
+		set, err := NewSet(objects)
+		errs = append(errs, err)
+		if err == nil {
+			errs = append(errs, Policy(set, node))
+		}
+	}
+	if err := errors.Join(errs...); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("want a complaint with %q, got: %v", want, err)
 	}
 }

@@ -21,6 +21,12 @@ var (
 	kubespray = Node{ServiceHosts: map[string]string{"coredns": "10.233.0.3"}}
 )
 
+// following is n with a fallback that follows a Service.
+func following(n Node, service string) Node {
+	n.Follows = Namespace + "/" + service
+	return n
+}
+
 // form is a kustomization of the cache, with the cluster that it is made for.
 type form struct {
 	dir      string
@@ -32,8 +38,8 @@ type form struct {
 
 func forms() []form {
 	plain := []form{
-		{dir: ".", node: kubeadm, name: "nodelocaldns", addrs: []string{"169.254.25.10"}},
-		{dir: "overlays/link-local", node: kubespray, name: "nodelocaldns", addrs: []string{"169.254.25.10"}},
+		{dir: ".", node: following(kubeadm, "kube-dns"), name: "nodelocaldns", addrs: []string{"169.254.25.10"}},
+		{dir: "overlays/link-local", node: following(kubespray, "coredns"), name: "nodelocaldns", addrs: []string{"169.254.25.10"}},
 		{dir: "overlays/service-ip", node: kubeadm, name: "node-local-dns", addrs: []string{"169.254.20.10", "10.96.0.10"}},
 	}
 	all := slices.Clone(plain)
@@ -64,11 +70,15 @@ func (f form) variant(t *testing.T, tree Tree) string {
 	content := strings.NewReplacer("newName: localcache # ", "newName: images.example.org/plain # ",
 		"newName: localcache-iptables # ", "newName: images.example.org/with-iptables # ").Replace(string(raw))
 	if f.iptables {
-		component := "components/iptables"
-		if f.dir != "." {
-			component = "../../" + component
+		// Where other components are, the line for this one stands among them.
+		if strings.Contains(content, "\ncomponents:\n") {
+			content = strings.Replace(content, "  # - ", "  - ", 1)
+		} else {
+			content += "components:\n  - ../../components/iptables\n"
 		}
-		content += "components:\n  - " + component + "\n"
+		if !strings.Contains(content, "\n  - components/iptables\n") && !strings.Contains(content, "\n  - ../../components/iptables\n") {
+			t.Fatalf("%s has no line for components/iptables", name)
+		}
 	}
 	write(t, tree, name, content)
 	return f.dir

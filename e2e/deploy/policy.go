@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/kubernetes/pkg/apis/apps"
 	"k8s.io/kubernetes/pkg/apis/core"
+	"k8s.io/kubernetes/pkg/apis/rbac"
 	"k8s.io/kubernetes/third_party/forked/golang/expansion"
 )
 
@@ -25,10 +27,12 @@ type Set struct {
 	ConfigMaps map[string]*core.ConfigMap
 	Services   map[string]*core.Service
 	Accounts   map[string]*core.ServiceAccount
+	Roles      []*rbac.Role
+	Bindings   []*rbac.RoleBinding
 }
 
 // NewSet sorts decoded objects. A kind that has no place in a Set is an error: the cache needs no rights
-// in the cluster, and nothing outside its namespace.
+// outside its namespace, and nothing else there.
 func NewSet(objects []runtime.Object) (Set, error) {
 	s := Set{ConfigMaps: map[string]*core.ConfigMap{}, Services: map[string]*core.Service{}, Accounts: map[string]*core.ServiceAccount{}}
 	var errs []error
@@ -48,6 +52,12 @@ func NewSet(objects []runtime.Object) (Set, error) {
 			errs = append(errs, inNamespace(o.Namespace, o.Name))
 		case *core.ServiceAccount:
 			s.Accounts[o.Name] = o
+			errs = append(errs, inNamespace(o.Namespace, o.Name))
+		case *rbac.Role:
+			s.Roles = append(s.Roles, o)
+			errs = append(errs, inNamespace(o.Namespace, o.Name))
+		case *rbac.RoleBinding:
+			s.Bindings = append(s.Bindings, o)
 			errs = append(errs, inNamespace(o.Namespace, o.Name))
 		default:
 			errs = append(errs, fmt.Errorf("%T has no place in deploy/", obj))
@@ -73,6 +83,8 @@ type Node struct {
 	// ExtraCaps and Lock are true to the iptables component.
 	ExtraCaps []core.Capability
 	Lock      bool
+	// Follows is the Service whose endpoints are the fallback, NAMESPACE/NAME; "" for none.
+	Follows string
 }
 
 // Policy checks what this project demands of the DaemonSet of the cache and of what it refers to.
@@ -121,7 +133,7 @@ func Policy(s Set, n Node) error {
 		}
 	}
 
-	errs = append(errs, security(p, c, n), account(s, p), memory(c), mounts(s, p, c, n), services(s))
+	errs = append(errs, security(p, c, n), account(s, p, n), rights(s, p, n), memory(c), mounts(s, p, c, n), services(s))
 	corefile, err := mountedCorefile(s, p, c)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
@@ -162,14 +174,66 @@ func security(p *core.PodSpec, c *core.Container, n Node) error {
 	return errors.Join(errs...)
 }
 
-func account(s Set, p *core.PodSpec) error {
-	if p.AutomountServiceAccountToken == nil || *p.AutomountServiceAccountToken {
-		return errors.New("a token of the API server is mounted, and nothing needs it")
+// account wants a token of the API server where the fallback follows a Service, and in no other place.
+func account(s Set, p *core.PodSpec, n Node) error {
+	var errs []error
+	token := p.AutomountServiceAccountToken == nil || *p.AutomountServiceAccountToken
+	switch {
+	case token && n.Follows == "":
+		errs = append(errs, errors.New("a token of the API server is mounted, and nothing needs it"))
+	case !token && n.Follows != "":
+		errs = append(errs, fmt.Errorf("no token of the API server is mounted, and the fallback to %s needs it", n.Follows))
 	}
-	if s.Accounts[p.ServiceAccountName] == nil {
-		return fmt.Errorf("service account %q is not among the objects", p.ServiceAccountName)
+	account := s.Accounts[p.ServiceAccountName]
+	if account == nil {
+		return errors.Join(append(errs, fmt.Errorf("service account %q is not among the objects", p.ServiceAccountName))...)
 	}
-	return nil
+	if account.AutomountServiceAccountToken == nil || *account.AutomountServiceAccountToken {
+		errs = append(errs, fmt.Errorf("service account %s mounts its token in every pod that names it", account.Name))
+	}
+	return errors.Join(errs...)
+}
+
+// rights wants list and watch of EndpointSlices for the account of the pods where the fallback follows a Service,
+// and nothing more.
+func rights(s Set, p *core.PodSpec, n Node) error {
+	var errs []error
+	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	c := &p.Containers[0]
+	endpoints := ""
+	for _, e := range c.Env {
+		if e.Name == "KUBE_DNS_ENDPOINTS" {
+			endpoints = e.Value
+		}
+	}
+	if endpoints != n.Follows {
+		fail("KUBE_DNS_ENDPOINTS is %q, want %q", endpoints, n.Follows)
+	}
+	if n.Follows == "" {
+		if len(s.Roles)+len(s.Bindings) > 0 {
+			fail("%d Roles and %d RoleBindings, and nothing needs them", len(s.Roles), len(s.Bindings))
+		}
+		return errors.Join(errs...)
+	}
+	if namespace, _, _ := strings.Cut(n.Follows, "/"); namespace != Namespace {
+		fail("the fallback follows %s, and the Role is for %s", n.Follows, Namespace)
+	}
+	if len(s.Roles) != 1 || len(s.Bindings) != 1 {
+		fail("%d Roles and %d RoleBindings, want one each", len(s.Roles), len(s.Bindings))
+		return errors.Join(errs...)
+	}
+	want := []rbac.PolicyRule{{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}}}
+	if got := s.Roles[0].Rules; !reflect.DeepEqual(got, want) {
+		fail("the rights are %+v, want list and watch of endpointslices", got)
+	}
+	b := s.Bindings[0]
+	if b.RoleRef.Kind != "Role" || b.RoleRef.Name != s.Roles[0].Name {
+		fail("the RoleBinding is to %s %s, want Role %s", b.RoleRef.Kind, b.RoleRef.Name, s.Roles[0].Name)
+	}
+	if len(b.Subjects) != 1 || b.Subjects[0].Kind != "ServiceAccount" || b.Subjects[0].Name != p.ServiceAccountName || b.Subjects[0].Namespace != Namespace {
+		fail("the RoleBinding is for %+v, want service account %s alone", b.Subjects, p.ServiceAccountName)
+	}
+	return errors.Join(errs...)
 }
 
 func memory(c *core.Container) error {

@@ -23,6 +23,9 @@ import (
 	"k8s.io/kubernetes/pkg/apis/core"
 	_ "k8s.io/kubernetes/pkg/apis/core/install" // and those of v1
 	corevalidation "k8s.io/kubernetes/pkg/apis/core/validation"
+	"k8s.io/kubernetes/pkg/apis/rbac"
+	_ "k8s.io/kubernetes/pkg/apis/rbac/install" // and those of rbac.authorization.k8s.io/v1
+	rbacvalidation "k8s.io/kubernetes/pkg/apis/rbac/validation"
 	"sigs.k8s.io/yaml"
 )
 
@@ -49,6 +52,10 @@ func Validate(obj runtime.Object) error {
 		errs = corevalidation.ValidateConfigMap(o)
 	case *core.ServiceAccount:
 		errs = corevalidation.ValidateServiceAccount(o)
+	case *rbac.Role:
+		errs = rbacvalidation.ValidateRole(o)
+	case *rbac.RoleBinding:
+		errs = rbacvalidation.ValidateRoleBinding(o)
 	default:
 		return fmt.Errorf("%T: no validation is wired up for this kind", obj)
 	}

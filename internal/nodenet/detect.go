@@ -301,9 +301,11 @@ func kubeProxyTable(ctx context.Context, owner string) (string, error) {
 // offFirewall is the Firewall of notrack off: nothing is wanted of it and it has nothing.
 type offFirewall struct{}
 
-func (offFirewall) Name() string                                      { return string(ChoiceOff) }
-func (offFirewall) SocketMatch(context.Context, []netip.Addr) error   { return nil }
-func (offFirewall) Apply(context.Context, []Rule) error               { return nil }
-func (offFirewall) Check(context.Context, []Rule) ([]string, error)   { return nil, nil }
-func (offFirewall) Remove(context.Context) ([]string, error)          { return nil, nil }
+func (offFirewall) Name() string                                             { return string(ChoiceOff) }
+func (offFirewall) SocketMatch(context.Context, []netip.Addr) error          { return nil }
+func (offFirewall) Apply(context.Context, []Rule) error                      { return nil }
+func (offFirewall) Check(context.Context, []Rule) ([]string, error)          { return nil, nil }
+func (offFirewall) Remove(context.Context) ([]string, error)                 { return nil, nil }
+func (offFirewall) Fallback(context.Context, Rule) ([]netip.AddrPort, error) { return nil, nil }
+
 func (offFirewall) RemoveNodeCache(context.Context) ([]string, error) { return nil, nil }

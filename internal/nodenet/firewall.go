@@ -21,6 +21,8 @@ type Firewall interface {
 	// Check reads the kernel back and names each difference from rules in a line; none means that
 	// they are in place. It changes nothing.
 	Check(ctx context.Context, rules []Rule) ([]string, error)
+	// Fallback reads to which servers the owner's rules of the kind of like, a DNAT, lead.
+	Fallback(ctx context.Context, like Rule) ([]netip.AddrPort, error)
 	// Remove removes all that the owner has and names each thing removed.
 	Remove(ctx context.Context) (removed []string, err error)
 	// RemoveNodeCache removes every rule of node-cache, of whatever address, as far as this front end

@@ -34,7 +34,7 @@ func TestTraffic(t *testing.T) {
 func traffic(t *testing.T, top *topology, fw Firewall, spec Spec, which int) {
 	addr := spec.Addresses[which]
 	to := net.JoinHostPort(addr.String(), "53")
-	targets := spec.fallbackFor(addr)
+	targets := spec.fallbackFor(addr, UDP)
 	only := func(what string, answers map[string]int, server string, times int) {
 		t.Helper()
 		if answers[server] != times {

@@ -106,6 +106,15 @@ func (f memoryFirewall) Check(_ context.Context, rules []Rule) ([]string, error)
 	return []string{fmt.Sprintf("%d rules, not %d", len(has), len(rules))}, nil
 }
 
+func (f memoryFirewall) Fallback(_ context.Context, like Rule) (servers []netip.AddrPort, err error) {
+	for _, r := range f.m.of(f.name, f.owner) {
+		if r.Verdict == DNAT && r.Dst == like.Dst && r.Proto == like.Proto {
+			servers = append(servers, r.Targets...)
+		}
+	}
+	return servers, nil
+}
+
 func (memoryFirewall) RemoveNodeCache(context.Context) ([]string, error) { return nil, nil }
 
 func (f memoryFirewall) Remove(context.Context) ([]string, error) {

@@ -41,6 +41,9 @@ func (k *Keeper) Commit(ctx context.Context) error {
 		return errors.New("nothing was prepared that could be put in force")
 	}
 	if k.prepared != nil {
+		if was := k.committed; was != nil && k.prepared.spec.KeepFallback && !k.prepared.spec.hasFallback() {
+			k.prepared.spec = k.prepared.spec.WithFallback(was.spec.Fallback, was.spec.FallbackTCP)
+		}
 		k.committed, k.prepared = k.prepared, nil
 	}
 	w := k.committed

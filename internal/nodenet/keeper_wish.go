@@ -56,7 +56,7 @@ func (k *Keeper) warnNoSocket(w *wish) {
 		return
 	}
 	consequence := "queries are kept out of connection tracking even while this process is dead"
-	if len(w.spec.Fallback) > 0 {
+	if w.spec.hasFallback() {
 		consequence += ", and the fallback is off"
 	}
 	k.cfg.Log.Warningf("%s cannot ask for an open socket here, so that %s: %v", w.fw.Name(), consequence, w.noSocket)
@@ -73,9 +73,11 @@ func (w *wish) fallback() []netip.AddrPort {
 	}
 	var servers []netip.AddrPort
 	for _, a := range w.spec.Addresses {
-		for _, s := range w.spec.fallbackFor(a) {
-			if !slices.Contains(servers, s) {
-				servers = append(servers, s)
+		for _, p := range []Proto{UDP, TCP} {
+			for _, s := range w.spec.fallbackFor(a, p) {
+				if !slices.Contains(servers, s) {
+					servers = append(servers, s)
+				}
 			}
 		}
 	}
@@ -93,6 +95,10 @@ func (k *Keeper) apply(ctx context.Context, w *wish, draining bool) error {
 			return rulesError(w.fw.Name(), err)
 		}
 		k.looked, k.found = true, len(diffs) > 0
+		if err := k.adopt(ctx, w); err != nil {
+			// What it was is not known for a while; to serve matters more.
+			k.cfg.Log.Warningf("the fallback of an earlier process is lost: %v", k.board.failed(err))
+		}
 	}
 	rules := w.rules(draining)
 	if err := w.fw.Apply(ctx, rules); err != nil {

@@ -49,8 +49,9 @@ const (
 func leaveTCP(addrs []netip.Addr, port uint16, wildcard bool) (int, error) {
 	left := 0
 	err := eachSocket(unix.SOCK_STREAM, addrs, port, wildcard, func(fd int, at netip.AddrPort, _ unix.Sockaddr) error {
-		if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || listens == 0 {
-			return nil // a connection, or closed since
+		// An error means that it was closed since.
+		if listens, _ := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); listens == 0 {
+			return nil // a connection
 		}
 		for deadline := time.Now().Add(acceptWait); time.Now().Before(deadline); time.Sleep(acceptPause) {
 			// Of a listener, Unacked is the length of the accept queue (tcp_get_info in net/ipv4/tcp.c).

@@ -111,13 +111,12 @@ func (s Spec) Plan(o PlanOptions) []Rule {
 	}
 	var rules []Rule
 	for _, a := range s.Addresses {
-		targets := s.fallbackFor(a)
-		if o.NoSocketMatch {
-			targets = nil
-		}
-		draining := o.Draining && len(targets) > 0
 		for _, p := range []Proto{UDP, TCP} {
-			if !draining {
+			targets := s.fallbackFor(a, p)
+			if o.NoSocketMatch {
+				targets = nil
+			}
+			if draining := o.Draining && len(targets) > 0; !draining {
 				rules = append(rules, Rule{Hook: RawPrerouting, Proto: p, Dst: a, DstPort: s.Port,
 					Socket: socket, Verdict: NoTrack})
 			}
@@ -128,8 +127,7 @@ func (s Spec) Plan(o PlanOptions) []Rule {
 				Rule{Hook: FilterOutput, Proto: p, Src: a, SrcPort: s.Port, Verdict: Accept},
 			)
 			if len(targets) > 0 {
-				rules = append(rules, Rule{Hook: NatPrerouting, Proto: p, Dst: a, DstPort: s.Port,
-					Opening: p == TCP, Verdict: DNAT, Targets: targets})
+				rules = append(rules, fallbackRule(a, s.Port, p, targets))
 			}
 		}
 		for _, port := range s.healthPorts(a) {
@@ -146,10 +144,19 @@ func (s Spec) Plan(o PlanOptions) []Rule {
 	return rules
 }
 
-// fallbackFor returns the fallback servers of a's family.
-func (s Spec) fallbackFor(a netip.Addr) []netip.AddrPort {
+// fallbackRule sends queries to a that find no socket to targets.
+func fallbackRule(a netip.Addr, port uint16, p Proto, targets []netip.AddrPort) Rule {
+	return Rule{Hook: NatPrerouting, Proto: p, Dst: a, DstPort: port, Opening: p == TCP, Verdict: DNAT, Targets: targets}
+}
+
+// fallbackFor returns the fallback servers of a's family for one transport.
+func (s Spec) fallbackFor(a netip.Addr, p Proto) []netip.AddrPort {
+	servers := s.Fallback
+	if p == TCP && len(s.FallbackTCP) > 0 {
+		servers = s.FallbackTCP
+	}
 	var t []netip.AddrPort
-	for _, f := range s.Fallback {
+	for _, f := range servers {
 		if f.Addr().Is4() == a.Is4() {
 			t = append(t, f)
 		}

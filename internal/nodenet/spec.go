@@ -69,8 +69,13 @@ type Spec struct {
 	Notrack Choice
 	// Fallback are the DNS servers to which the kernel sends queries while no localcache socket is
 	// open. They must be endpoints: a packet is translated once, so that a Service IP would not be
-	// translated again.
+	// translated again. They can change while the process runs; see Keeper.SetFallback.
 	Fallback []netip.AddrPort
+	// FallbackTCP are those for queries over TCP, where they differ; empty means those of Fallback.
+	FallbackTCP []netip.AddrPort
+	// KeepFallback: where there are none, the servers that are in force already stay, from before a reload or
+	// from an earlier process, until Keeper.SetFallback names others.
+	KeepFallback bool
 	// Wildcard is true where a server block listens on the unspecified address. A socket bound to it
 	// then counts as ours; else such sockets belong to somebody else and are not looked at.
 	Wildcard bool
@@ -105,19 +110,16 @@ func (s Spec) Validate() error {
 	if !slices.Contains(Choices(), s.Notrack) {
 		fail("notrack %q: accepted are %v", s.Notrack, Choices())
 	}
-	for i, f := range s.Fallback {
-		switch {
-		case !f.Addr().IsValid() || f.Addr().IsUnspecified() || f.Addr().IsMulticast() || f.Port() == 0:
-			fail("fallback %s is not the address of a server", f)
-		case slices.Contains(s.Addresses, f.Addr()):
-			fail("fallback %s is the local address itself: queries would turn in a circle", f)
-		case f.Addr().IsLoopback():
-			fail("fallback %s is a loopback address: the kernel does not forward pods' packets there", f)
-		case slices.Contains(s.Fallback[:i], f):
-			fail("fallback %s is named twice", f)
+	for _, servers := range [][]netip.AddrPort{s.Fallback, s.FallbackTCP} {
+		for i, f := range servers {
+			if wrong := s.wrongServer(f); wrong != "" {
+				fail("fallback %s %s", f, wrong)
+			} else if slices.Contains(servers[:i], f) {
+				fail("fallback %s is named twice", f)
+			}
 		}
 	}
-	if len(s.Fallback) > 0 && s.Notrack == ChoiceOff {
+	if s.hasFallback() && s.Notrack == ChoiceOff {
 		fail("a fallback needs rules: it cannot go with notrack off")
 	}
 	if s.Check < MinCheck {
@@ -127,6 +129,40 @@ func (s Spec) Validate() error {
 		fail("on_exit %q: accepted are %s, %s", s.OnExit, ExitKeep, ExitRemove)
 	}
 	return errors.Join(errs...)
+}
+
+// wrongServer says why f cannot be a fallback; "" where it can.
+func (s Spec) wrongServer(f netip.AddrPort) string {
+	switch {
+	case !f.Addr().IsValid() || f.Addr().IsUnspecified() || f.Addr().IsMulticast() || f.Port() == 0:
+		return "is not the address of a server"
+	case slices.Contains(s.Addresses, f.Addr()):
+		return "is the local address itself: queries would turn in a circle"
+	case f.Addr().IsLoopback():
+		return "is a loopback address: the kernel does not forward pods' packets there"
+	}
+	return ""
+}
+
+func (s Spec) hasFallback() bool { return len(s.Fallback)+len(s.FallbackTCP) > 0 }
+
+// WithFallback is s with other servers as its fallback: all of those that can be one, each once. It is for
+// servers that nobody has written down, so that one that cannot be used is no reason to use none.
+func (s Spec) WithFallback(udp, tcp []netip.AddrPort) Spec {
+	can := func(servers []netip.AddrPort) []netip.AddrPort {
+		var use []netip.AddrPort
+		for _, f := range servers {
+			if s.wrongServer(f) == "" && !slices.Contains(use, f) {
+				use = append(use, f)
+			}
+		}
+		return use
+	}
+	s.Fallback, s.FallbackTCP = can(udp), can(tcp)
+	if slices.Equal(s.Fallback, s.FallbackTCP) {
+		s.FallbackTCP = nil
+	}
+	return s
 }
 
 // checkInterfaceName applies the kernel's own rules (dev_valid_name in net/core/dev.c).

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/nodenet"
 )
 
@@ -37,9 +38,14 @@ type Config struct {
 	Addresses []netip.Addr
 	Notrack   nodenet.Choice
 	Fallback  []netip.AddrPort
-	Check     time.Duration
-	OnExit    nodenet.ExitPolicy
+	// Follow is the Service whose endpoints are the fallback. Those of Fallback are, until the API server
+	// has named one.
+	Follow kube.Service
+	Check  time.Duration
+	OnExit nodenet.ExitPolicy
 }
+
+func (c *Config) hasFallback() bool { return len(c.Fallback) > 0 || c.Follow != kube.Service{} }
 
 // errNothing says that neither flags nor Corefile ask for the node's network to be set up.
 var errNothing = errors.New("nothing to set up")
@@ -94,7 +100,7 @@ func specOf(f Flags, c *Config, listen listening, linkOf func(netip.Addr) string
 	}
 	if !f.SetupIPTables {
 		s.Notrack = nodenet.ChoiceOff
-		if len(c.Fallback) > 0 {
+		if c.hasFallback() {
 			return s, fmt.Errorf("%s: fallback needs rules, but -setupiptables=false forbids them", c.Where)
 		}
 	}
@@ -104,7 +110,10 @@ func specOf(f Flags, c *Config, listen listening, linkOf func(netip.Addr) string
 	if c.Check != 0 {
 		s.Check = c.Check
 	}
-	if len(s.Fallback) > 0 {
+	if c.hasFallback() {
+		if s.Notrack == nodenet.ChoiceOff {
+			return s, fmt.Errorf("%s: fallback needs rules: it cannot go with notrack off", c.Where)
+		}
 		s.OnExit = nodenet.ExitKeep
 	}
 	if c.OnExit != "" {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coredns/caddy"
 
+	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/nodenet"
 )
 
@@ -67,6 +68,21 @@ func TestParseFallbackFromEnvironment(t *testing.T) {
 	}
 }
 
+// A Service in place of addresses, or beside those that serve until the API server has answered.
+func TestParseFallbackToService(t *testing.T) {
+	kubeDNS := kube.Service{Namespace: "kube-system", Name: "kube-dns"}
+	for in, want := range map[string][]netip.AddrPort{
+		"kube-system/kube-dns":                    nil,
+		"kube-system/kube-dns 10.0.0.1 [fd00::1]": {ap("10.0.0.1:53"), ap("[fd00::1]:53")},
+		`"10.0.0.1:5353, kube-system/kube-dns"`:   {ap("10.0.0.1:5353")},
+	} {
+		c, err := parseSetup(caddy.NewTestController("dns", "setup {\n fallback "+in+"\n}"))
+		if err != nil || c.Follow != kubeDNS || !reflect.DeepEqual(c.Fallback, want) {
+			t.Errorf("%s: %+v, %v", in, c, err)
+		}
+	}
+}
+
 func TestParseErrors(t *testing.T) {
 	for in, want := range map[string]string{
 		"setup eth0":                           `setup takes a block of properties, not the argument "eth0"`,
@@ -76,8 +92,12 @@ func TestParseErrors(t *testing.T) {
 		"setup {\n address localhost\n}":       `address "localhost" is not an IP address`,
 		"setup {\n notrack\n}":                 "notrack takes one value",
 		"setup {\n notrack yes\n}":             `notrack "yes": accepted are auto, iptables, nftables, off`,
-		"setup {\n fallback none 10.0.0.1\n}":  `fallback "none": accepted are none, or addresses IP or IP:PORT`,
+		"setup {\n fallback none 10.0.0.1\n}":  `fallback "none": accepted are none, or NAMESPACE/SERVICE and addresses IP or IP:PORT`,
 		"setup {\n fallback 10.0.0.1:99999\n}": `fallback "10.0.0.1:99999": accepted are`,
+		"setup {\n fallback kube-dns/\n}":      `Testfile:2 - Error during parsing: fallback "kube-dns/" is not NAMESPACE/SERVICE, each of 1 to 63 small letters`,
+		"setup {\n fallback a/b c/d\n}":        `Testfile:2 - Error during parsing: fallback "c/d": one Service can be followed, and that is a/b`,
+		"setup {\n fallback kube-dns\n}":       `fallback "kube-dns": accepted are none, or NAMESPACE/SERVICE`,
+		"setup {\n fallback none a/b\n}":       `fallback "none": accepted are none`,
 		"setup {\n check 10\n}":                `check "10": a duration of at least 1s is accepted`,
 		"setup {\n check 10ms\n}":              `check "10ms": a duration of at least 1s is accepted`,
 		"setup {\n on_exit stay\n}":            `on_exit "stay": accepted are keep, remove`,
@@ -118,6 +138,8 @@ func TestSpecOf(t *testing.T) {
 			want: with(func(s *nodenet.Spec) { s.Health = []netip.AddrPort{ap("0.0.0.0:8080")} })},
 		{name: "a fallback keeps the state at exit", config: &Config{Fallback: fallback},
 			want: with(func(s *nodenet.Spec) { s.Fallback, s.OnExit = fallback, nodenet.ExitKeep })},
+		{name: "a Service as the fallback keeps the state, before anything is known", config: &Config{Follow: kube.Service{Namespace: "a", Name: "b"}},
+			want: with(func(s *nodenet.Spec) { s.OnExit = nodenet.ExitKeep })},
 		{name: "on_exit wins over the default", config: &Config{Fallback: fallback, OnExit: nodenet.ExitRemove},
 			want: with(func(s *nodenet.Spec) { s.Fallback = fallback })},
 		{name: "skipteardown=false overrides on_exit", config: &Config{OnExit: nodenet.ExitKeep},
@@ -185,5 +207,15 @@ func TestSpecOfErrors(t *testing.T) {
 	_, err := specOf(f, &Config{Where: "Corefile:3", Fallback: []netip.AddrPort{ap("10.0.0.1:53")}}, listening{}, onNoLink)
 	if err == nil || err.Error() != "Corefile:3: fallback needs rules, but -setupiptables=false forbids them" {
 		t.Errorf("a fallback without rules: %v", err)
+	}
+	follow := Config{Where: "Corefile:3", Follow: kube.Service{Namespace: "a", Name: "b"}}
+	_, err = specOf(f, &follow, listening{}, onNoLink)
+	if err == nil || err.Error() != "Corefile:3: fallback needs rules, but -setupiptables=false forbids them" {
+		t.Errorf("a Service as the fallback without rules: %v", err)
+	}
+	follow.Notrack = nodenet.ChoiceOff
+	_, err = specOf(nodeFlags("169.254.25.10"), &follow, listening{}, onNoLink)
+	if err == nil || err.Error() != "Corefile:3: fallback needs rules: it cannot go with notrack off" {
+		t.Errorf("a Service as the fallback with notrack off: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package setup
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/nodenet"
 )
 
@@ -23,6 +24,14 @@ var (
 		"1 where NOTRACK depends on an open socket, 0 where the kernel lacks the match and NOTRACK is unconditional.", nil, nil)
 	descFallback = prometheus.NewDesc("coredns_setup_fallback_servers",
 		"The number of servers that the kernel sends queries to while no socket is open.", nil, nil)
+	descFollowing = prometheus.NewDesc("coredns_setup_fallback_connected",
+		"1 while the API server sends changes of the Service that the fallback follows, 0 while the last known endpoints stay.", []string{"service"}, nil)
+	descFollowed = prometheus.NewDesc("coredns_setup_fallback_last_sync_timestamp_seconds",
+		"When the API server last said something about the Service that the fallback follows, in seconds since 1970; 0 before its first answer.", []string{"service"}, nil)
+	descFollowErrors = prometheus.NewDesc("coredns_setup_fallback_watch_errors_total",
+		"The number of attempts to ask the API server for the endpoints of the fallback that failed.", []string{"service"}, nil)
+	descKept = prometheus.NewDesc("coredns_setup_fallback_kept",
+		"1 while the Service has no endpoint that serves, of some address family, and the last ones that did are still the fallback.", []string{"service"}, nil)
 	descKeeper = prometheus.NewDesc("coredns_setup_keeper",
 		"1 while this process keeps interface and rules true, 0 while a newer one on the node does.", nil, nil)
 	descRepairs = prometheus.NewDesc("coredns_setup_repairs_total",
@@ -42,7 +51,8 @@ func (n *Node) CountConfigError() { n.configErrors.Add(1) }
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descErrors, descInterface, descRules, descBackend, descSocketMatch, descFallback, descKeeper, descRepairs} {
+	for _, d := range []*prometheus.Desc{descErrors, descInterface, descRules, descBackend, descSocketMatch, descFallback,
+		descFollowing, descFollowed, descFollowErrors, descKept, descKeeper, descRepairs} {
 		ch <- d
 	}
 }
@@ -77,8 +87,39 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(descSocketMatch, truth(s.SocketMatch))
 	gauge(descFallback, float64(len(s.Fallback)))
+	c.collectFollow(ch)
 	gauge(descKeeper, truth(s.Keeper))
 	for _, kind := range nodenet.RepairKinds() {
 		count(descRepairs, s.Repairs[kind], string(kind))
 	}
+}
+
+// collectFollow exports how it stands with the Service that the fallback follows, where there is one.
+func (c collector) collectFollow(ch chan<- prometheus.Metric) {
+	service, watch := c.node.follow.current()
+	if service == (kube.Service{}) {
+		return
+	}
+	// Without a watch, outside of a cluster, all of it is 0: something is asked for that is not there.
+	var connected, kept, synced, failures float64
+	if watch != nil {
+		s := watch.State()
+		if s.Connected {
+			connected = 1
+		}
+		if e, _ := watch.Endpoints(); e.Kept {
+			kept = 1
+		}
+		if !s.LastSync.IsZero() {
+			synced = float64(s.LastSync.UnixMilli()) / 1000
+		}
+		failures = float64(s.Failures)
+	}
+	send := func(d *prometheus.Desc, t prometheus.ValueType, v float64) {
+		ch <- prometheus.MustNewConstMetric(d, t, v, service.String())
+	}
+	send(descFollowing, prometheus.GaugeValue, connected)
+	send(descFollowed, prometheus.GaugeValue, synced)
+	send(descFollowErrors, prometheus.CounterValue, failures)
+	send(descKept, prometheus.GaugeValue, kept)
 }

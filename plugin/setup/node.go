@@ -15,6 +15,7 @@ import (
 	"github.com/coredns/coredns/plugin"
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
+	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/nodenet"
 )
 
@@ -32,10 +33,12 @@ type Node struct {
 	flags  Flags
 	log    nodenet.Logger
 	keeper *nodenet.Keeper
+	follow *follower
 
 	mu      sync.Mutex
-	pending *Config // the directive of the Corefile that is being executed
-	active  bool    // a Spec is in force
+	pending *Config      // the directive of the Corefile that is being executed
+	service kube.Service // that it follows, from prepare on
+	active  bool         // a Spec is in force
 	serving *caddy.Instance
 	reload  bool // the turn is taken
 	addrs   []netip.Addr
@@ -53,6 +56,7 @@ func New(f Flags) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{flags: f, log: log, keeper: k, turn: make(chan struct{}, 1)}
+	n.follow = newFollower(n)
 	n.turn <- struct{}{}
 	return n, nil
 }
@@ -109,6 +113,15 @@ func (n *Node) prepare(caddy.Context) error {
 	if err != nil {
 		return err
 	}
+	var service kube.Service
+	if cfg != nil {
+		service = cfg.Follow
+	}
+	spec.KeepFallback = service != kube.Service{}
+	// What is known of the Service stays in use across a reload.
+	if e, known := n.follow.learnt(service); known {
+		spec = spec.WithFallback(e.UDP, e.TCP)
+	}
 	if !listen.wildcard && len(listen.bound) == 0 {
 		n.log.Warningf("no server block listens on port %d at a local address: the rules are for nobody; give -dns.port if the blocks have another", spec.Port)
 	}
@@ -118,7 +131,7 @@ func (n *Node) prepare(caddy.Context) error {
 		return fmt.Errorf("the node's network: %w", err)
 	}
 	n.mu.Lock()
-	n.active, n.addrs = true, spec.Addresses
+	n.active, n.addrs, n.service = true, spec.Addresses, service
 	n.mu.Unlock()
 	return nil
 }
@@ -183,7 +196,9 @@ func (n *Node) onEvent(event caddy.EventName, info any) error {
 	}
 	n.mu.Lock()
 	n.err = err
+	service := n.service
 	n.mu.Unlock()
+	n.follow.want(service)
 	return err
 }
 
@@ -205,6 +220,7 @@ func (n *Node) Err() error {
 func (n *Node) Rollback() error {
 	n.mu.Lock()
 	n.pending = nil
+	n.service, _ = n.follow.current()
 	active := n.active
 	n.mu.Unlock()
 	if !active {
@@ -215,8 +231,15 @@ func (n *Node) Rollback() error {
 	return n.keeper.Rollback(ctx)
 }
 
-// Run keeps the network true until ctx ends.
-func (n *Node) Run(ctx context.Context) error { return n.keeper.Run(ctx) }
+// Run keeps the network true, and the fallback what the endpoints of its Service are, until ctx ends.
+func (n *Node) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var owned sync.WaitGroup
+	owned.Go(func() { n.follow.run(ctx) })
+	defer owned.Wait()
+	defer cancel()
+	return n.keeper.Run(ctx)
+}
 
 // Drain leads new queries away from this process before its sockets close. It is to be called while
 // they still answer.

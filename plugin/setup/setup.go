@@ -5,13 +5,14 @@
 //	    interface NAME
 //	    address IP...
 //	    notrack auto|iptables|nftables|off
-//	    fallback none|IP[:PORT]...
+//	    fallback none|[NAMESPACE/SERVICE] [IP[:PORT]...]
 //	    check DURATION
 //	    on_exit keep|remove
 //	}
 //
 // It is one for the whole process, whichever block it stands in, and every property has a default. A
-// start with -localip needs no directive at all. The package turns flags, directive and the rest of
+// start with -localip needs no directive at all. A fallback to a Service means its endpoints, as the API server
+// names them while the process runs; addresses beside it serve until the API server has answered. The package turns flags, directive and the rest of
 // the Corefile into one nodenet.Spec and ties nodenet's Keeper to the server's life; it owns no logic of
 // rules or links.
 package setup
@@ -24,6 +25,7 @@ import (
 
 	"github.com/coredns/caddy"
 
+	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/nodenet"
 )
 
@@ -94,7 +96,7 @@ func parseProperty(c *caddy.Controller, cfg *Config) error {
 		return c.Errf("notrack %q: accepted are auto, iptables, nftables, off", v)
 	case "fallback":
 		var err error
-		if cfg.Fallback, err = parseFallback(args); err != nil {
+		if cfg.Fallback, cfg.Follow, err = parseFallback(args); err != nil {
 			return c.Errf("fallback %v", err)
 		}
 	case "check":
@@ -120,23 +122,33 @@ func parseProperty(c *caddy.Controller, cfg *Config) error {
 	return nil
 }
 
-// parseFallback reads the servers of a fallback. No argument at all is what an empty environment
-// variable leaves, and means none.
-func parseFallback(args []string) ([]netip.AddrPort, error) {
+// parseFallback reads the servers of a fallback, and the Service whose endpoints they are. No argument at
+// all is what an empty environment variable leaves, and means none.
+func parseFallback(args []string) (servers []netip.AddrPort, follow kube.Service, err error) {
 	if len(args) == 1 && args[0] == "none" {
-		return nil, nil
+		return nil, kube.Service{}, nil
 	}
-	var servers []netip.AddrPort
 	for _, a := range args {
+		if strings.Contains(a, "/") {
+			s, err := kube.ParseService(a)
+			if err != nil {
+				return nil, follow, err
+			}
+			if follow != (kube.Service{}) {
+				return nil, follow, fmt.Errorf("%q: one Service can be followed, and that is %s", a, follow)
+			}
+			follow = s
+			continue
+		}
 		if ip, err := netip.ParseAddr(strings.Trim(a, "[]")); err == nil {
 			servers = append(servers, netip.AddrPortFrom(ip.Unmap(), nodenet.DefaultPort))
 			continue
 		}
 		ap, err := netip.ParseAddrPort(a)
 		if err != nil {
-			return nil, fmt.Errorf("%q: accepted are none, or addresses IP or IP:PORT", a)
+			return nil, follow, fmt.Errorf("%q: accepted are none, or NAMESPACE/SERVICE and addresses IP or IP:PORT", a)
 		}
 		servers = append(servers, netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port()))
 	}
-	return servers, nil
+	return servers, follow, nil
 }

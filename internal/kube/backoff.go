@@ -1,0 +1,41 @@
+package kube
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/http"
+	"time"
+)
+
+// backoff holds the pauses between attempts. Each is spread between half and one and a half of its length,
+// so that the nodes of a cluster do not come back to a server in one instant.
+type backoff struct {
+	first, most time.Duration // after a failure: first, then twice the one before, up to most
+	forbidden   time.Duration // the least after 403: somebody has to grant the right first
+}
+
+func defaultBackoff() backoff {
+	return backoff{first: 250 * time.Millisecond, most: 30 * time.Second, forbidden: time.Minute}
+}
+
+// after is the pause after so many failures in a row, the last of which was err.
+func (b backoff) after(failures int, err error) time.Duration {
+	d := b.first
+	for range failures - 1 {
+		if d *= 2; d >= b.most {
+			d = b.most
+			break
+		}
+	}
+	var s *StatusError
+	if errors.As(err, &s) {
+		if s.Code == http.StatusForbidden {
+			d = max(d, b.forbidden)
+		}
+		if s.RetryAfter > 0 {
+			// No sooner than asked for: the spread is on top.
+			return max(d, s.RetryAfter) + rand.N(d)
+		}
+	}
+	return d/2 + rand.N(d)
+}
