@@ -3,22 +3,26 @@ package upstream
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/observe"
 )
 
-// answerFor makes the end of the flight out for one client. msg is the unpacked answer that nobody
-// else has, or nil.
-func (f *flight) answerFor(query Query, msg *dns.Msg, shared bool) (Answer, error) {
+// answerFor makes the end of the flight out for one client. The leader, who does not share, gets the
+// message that was unpacked when it came.
+func (f *flight) answerFor(query Query, shared bool, answer *Answer) error {
 	if f.err != nil {
 		if !shared {
-			return Answer{}, f.err
+			return f.err
 		}
 		err := *f.err
 		err.Shared = true
-		return Answer{}, &err
+		return &err
 	}
-	if msg == nil {
+	msg := f.msg
+	if shared {
 		msg = new(dns.Msg)
 		// It was unpacked before, by the leader; a truncated one may have failed in its end.
 		if err := msg.Unpack(f.answer.reply); err != nil {
@@ -30,10 +34,10 @@ func (f *flight) answerFor(query Query, msg *dns.Msg, shared bool) (Answer, erro
 	} else {
 		msg.Id = query.Msg.Id
 	}
-	a := Answer{Msg: msg, Exchange: f.answer.record, Report: f.report}
-	a.Exchange.Rcode = msg.Rcode
-	a.Shared = shared
-	return a, nil
+	answer.Msg, answer.Exchange, answer.Report = msg, f.answer.record, f.report
+	answer.Exchange.Rcode = msg.Rcode
+	answer.Shared = shared
+	return nil
 }
 
 // restore gives an answer the client's ID, question and flags. Names of the answer that are the
@@ -65,4 +69,27 @@ func restore(msg, query *dns.Msg) {
 	if msg.Rcode > 15 {
 		msg.Rcode = dns.RcodeServerFailure
 	}
+}
+
+// summary lists the attempts. The usual case, one that answered, needs no list.
+func (f *flight) summary(now time.Time) Report {
+	r := Report{AllDown: f.allDown}
+	if len(f.calls) == 1 && f.calls[0].handled && f.calls[0].outcome.Answer() {
+		return r
+	}
+	for _, c := range f.calls {
+		a := Attempt{Upstream: c.path.server.name, Proto: c.path.proto, Hedge: c.hedge}
+		if c.handled {
+			a.Outcome, a.Duration, a.Reused = c.outcome, c.end.Sub(c.start), c.reused
+			if c.outcome.Answer() {
+				a.Rcode = c.rcode()
+			} else if c.err != nil {
+				a.Err = c.err.Error()
+			}
+		} else {
+			a.Outcome, a.Duration = observe.Timeout, now.Sub(c.start)
+		}
+		r.Attempts = append(r.Attempts, a)
+	}
+	return r
 }

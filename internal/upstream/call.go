@@ -34,7 +34,6 @@ type call struct {
 	// Guarded by the lock of the pool that carries the call.
 	prev, next *call
 	conn       *streamConn
-	socket     *datagramSocket
 	slot       uint8
 
 	// Set by the pool before finish hands the call over.
@@ -42,6 +41,8 @@ type call struct {
 	age     time.Duration
 	local   netip.AddrPort
 	reply   []byte
+	room    []byte // that reply may use
+	resent  bool   // over UDP, from another socket than the first
 	outcome observe.Outcome
 	err     error
 	end     time.Time
@@ -52,6 +53,12 @@ type call struct {
 	state   atomic.Uint32
 	handled bool             // by the flight
 	record  observe.Exchange // set by report
+}
+
+// keep copies msg to where it stays as long as the call.
+func (c *call) keep(msg []byte) []byte {
+	c.room = append(c.room[:0], msg...)
+	return c.room
 }
 
 // finish ends the call. The pool has removed it from its books before and holds no lock.
@@ -78,27 +85,19 @@ func (c *call) rcode() int {
 
 // report tells the statistics of the ended call. It is done once, by whom the call's end was left to.
 func (c *call) report() {
-	c.record = observe.Exchange{
-		Upstream: c.path.server.name,
-		Proto:    c.path.proto,
-		Start:    c.start,
-		Duration: c.end.Sub(c.start),
-		Outcome:  c.outcome,
-		Attempt:  c.attempt,
-		Hedge:    c.hedge,
-		Probe:    c.probe,
-		Reused:   c.reused,
-		ConnAge:  c.age,
-		Local:    c.local,
-		BytesOut: len(c.wire),
-		BytesIn:  len(c.reply),
-	}
+	r := &c.record // field by field: a literal would be made on the stack first
+	r.Upstream, r.Proto = c.path.server.name, c.path.proto
+	r.Start, r.Duration = c.start, c.end.Sub(c.start)
+	r.Outcome, r.Attempt = c.outcome, c.attempt
+	r.Hedge, r.Probe, r.Reused = c.hedge, c.probe, c.reused
+	r.ConnAge, r.Local = c.age, c.local
+	r.BytesOut, r.BytesIn = len(c.wire), len(c.reply)
 	if c.outcome.Answer() {
-		c.record.Rcode = c.rcode()
+		r.Rcode = c.rcode()
 	} else if c.err != nil {
-		c.record.Err = c.err.Error()
+		r.Err = c.err.Error()
 	}
-	c.path.sink.End(&c.record)
+	c.path.sink.End(r)
 }
 
 // callList is a list of calls in order of their start.

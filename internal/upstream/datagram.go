@@ -1,12 +1,8 @@
 package upstream
 
 import (
-	"bytes"
-	"encoding/binary"
 	"errors"
 	"math/rand/v2"
-	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -19,14 +15,13 @@ const (
 	// time: to find open ports by the kernel's ICMP replies takes longer.
 	datagramUses = 32
 	datagramLife = 2 * time.Second
-	// datagramBuffer has room for what we offer by EDNS. Longer datagrams were not asked for; they
-	// are cut and count as truncated.
-	datagramBuffer = 2048
 	// tick is the least time between two rounds of a pool's clock, so that many expiries share one.
 	tick = 20 * time.Millisecond
 )
 
-// datagramPool is the UDP side of a server: connected sockets, one call at a time on each.
+// datagramPool is the UDP side of a server: connected sockets, one call at a time on each. Whoever
+// carries a call reads its socket, so that an answer wakes nobody but who waits for it. Idle sockets
+// are read by nobody: what has come meanwhile is thrown away before the next call is sent.
 type datagramPool struct {
 	path  *path
 	dial  Dialer
@@ -36,118 +31,130 @@ type datagramPool struct {
 	closed  bool
 	sockets map[*datagramSocket]struct{}
 	idle    []*datagramSocket
-	waiting callList
 	clock   clock
-
-	buffers sync.Pool // of *[]byte, for queries
-}
-
-// datagramSocket has a goroutine that reads it. All but conn and the buffers is guarded by the pool's
-// lock.
-type datagramSocket struct {
-	conn  net.Conn
-	local netip.AddrPort
-	born  time.Time
-	uses  int
-	call  *call
-	id    uint16
 }
 
 func newDatagramPool(p *path, dial Dialer, limit int) *datagramPool {
 	pool := &datagramPool{path: p, dial: dial, limit: limit, sockets: make(map[*datagramSocket]struct{})}
 	pool.clock.round = pool.round
-	pool.buffers.New = func() any { return new([]byte) }
 	return pool
 }
 
-// submit sends c, from a used socket or a new one.
+// submit carries c in a goroutine of its own.
 func (d *datagramPool) submit(c *call) {
-	var failed error
-	for range 2 {
-		s, id, err := d.socket(c)
+	if !d.path.server.run(func() { d.attempt(c, c.expire) }) {
+		c.finish(nil, observe.Reset, errPoolClosed, time.Now())
+	}
+}
+
+// carry carries c in the calling goroutine, up to until.
+func (d *datagramPool) carry(c *call, until time.Time) {
+	s := d.attempt(c, sooner(until, c.expire))
+	if s == nil {
+		return
+	}
+	if !d.path.server.run(func() { s.await(c.expire); d.end(s) }) {
+		d.end(s)
+	}
+}
+
+// attempt sends c and waits for its end. It is nil where c has ended, else the socket on which c waits
+// beyond until, which is before c.expire.
+func (d *datagramPool) attempt(c *call, until time.Time) *datagramSocket {
+	for {
+		s, err := d.socket(c)
 		if err != nil {
 			d.fail(c, err)
-			return
+			return nil
 		}
-		// The answer may be there, and the socket with its next call, before Write returns: what is
-		// written must not belong to the socket.
-		out := d.buffers.Get().(*[]byte)
-		*out = append((*out)[:0], c.wire...)
-		binary.BigEndian.PutUint16(*out, id)
-		_, err = s.conn.Write(*out)
-		d.buffers.Put(out)
-		if err == nil {
-			return
+		switch ended := s.await(until); {
+		case ended && s.failed != nil && !s.sent && c.reused && !c.resent:
+			// The kernel reports the ICMP error of an earlier datagram here: once more, on a socket
+			// that has none.
+			d.discard(s)
+			c.resent = true
+		case ended, !until.Before(c.expire):
+			d.end(s)
+			return nil
+		default:
+			return s
 		}
-		// The kernel reports the ICMP error of an earlier datagram here, too.
-		if !d.discard(s, c) {
-			return // the reader was first and has ended c
-		}
-		if !c.reused {
-			d.fail(c, err)
-			return
-		}
-		failed = err
 	}
-	d.fail(c, failed)
 }
 
+// end takes the call that has ended off s, and reports how.
+func (d *datagramPool) end(s *datagramSocket) {
+	c := s.call
+	now := time.Now()
+	switch {
+	case s.failed != nil:
+		d.discard(s)
+		d.fail(c, s.failed)
+	case s.answered:
+		d.release(s, now)
+		d.path.rtt.sample(now.Sub(c.start), now)
+		d.path.answered(now)
+		c.finish(c.reply, observe.OutcomeOf(int(c.reply[3]&0x0f)), nil, now)
+	default:
+		d.discard(s)
+		if d.path.silentSince(c.start) { // else it is one name that is slow
+			d.path.failed(now)
+		}
+		c.finish(nil, observe.Timeout, errSilent, now)
+	}
+}
+
+// fail ends c by err, of the network or of this process.
 func (d *datagramPool) fail(c *call, err error) {
 	now := time.Now()
-	if !ours(err) {
+	d.mu.Lock()
+	if d.closed {
+		err = errPoolClosed
+	}
+	d.mu.Unlock()
+	outcome := outcomeOf(err)
+	switch {
+	case errors.Is(err, errPoolClosed):
+		outcome = observe.Reset
+	case !ours(err):
 		d.path.failed(now)
 	}
-	c.finish(nil, outcomeOf(err), err, now)
+	c.finish(nil, outcome, err, now)
 }
 
-// socket assigns a socket to c and c to the socket, with an ID.
-func (d *datagramPool) socket(c *call) (*datagramSocket, uint16, error) {
+// socket assigns c to a socket.
+func (d *datagramPool) socket(c *call) (*datagramSocket, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return nil, 0, errPoolClosed
+		return nil, errPoolClosed
 	}
 	// An attempt after another one of the same flight takes a port of its own: the way of the first
 	// may be what is wrong.
-	if s := d.takeIdle(c.start, len(c.before) > 0); s != nil {
-		d.assign(s, c, true)
-		return s, s.id, nil
+	if s := d.takeIdle(c.start, len(c.before) > 0 || c.resent); s != nil {
+		s.assign(c, true)
+		return s, nil
 	}
 	if len(d.sockets) >= d.limit {
-		return nil, 0, errTooManySockets
+		return nil, errTooManySockets
 	}
 	conn, err := d.dial.Datagram(d.path.server.config.Source, d.path.server.config.Addr)
 	if err != nil {
 		if noFiles(err) && len(d.idle) > 0 {
 			s := d.idle[len(d.idle)-1]
 			d.idle = d.idle[:len(d.idle)-1]
-			d.assign(s, c, true)
-			return s, s.id, nil
+			s.assign(c, true)
+			return s, nil
 		}
-		return nil, 0, err
+		return nil, err
 	}
-	s := &datagramSocket{conn: conn, born: c.start}
-	if a, ok := conn.LocalAddr().(*net.UDPAddr); ok {
-		s.local = a.AddrPort()
-	}
-	if !d.path.server.run(func() { d.read(s) }) {
-		return nil, 0, errors.Join(errPoolClosed, conn.Close())
+	s, err := newDatagramSocket(d.path.sink, conn, c.start)
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
 	}
 	d.sockets[s] = struct{}{}
-	d.assign(s, c, false)
-	return s, s.id, nil
-}
-
-// assign runs with d.mu held.
-func (d *datagramPool) assign(s *datagramSocket, c *call, reused bool) {
-	s.call, s.id = c, uint16(rand.Uint32())
-	s.uses++
-	c.socket, c.reused, c.local = s, reused, s.local
-	if reused {
-		c.age = c.start.Sub(s.born)
-	}
-	d.waiting.push(c)
-	d.clock.wakeBy(c.expire)
+	s.assign(c, false)
+	return s, nil
 }
 
 // takeIdle returns an idle socket, any of them, or nil. It runs with d.mu held.
@@ -166,134 +173,48 @@ func (d *datagramPool) takeIdle(now time.Time, fresh bool) *datagramSocket {
 	return nil
 }
 
-// remove closes s; its reader ends. It runs with d.mu held.
+// remove closes s. It runs with d.mu held.
 func (d *datagramPool) remove(s *datagramSocket) {
 	delete(d.sockets, s)
 	s.conn.Close() // nothing is lost with it, and nobody could do anything about it
 }
 
-// detach takes the call off s. It runs with d.mu held.
-func (d *datagramPool) detach(s *datagramSocket) *call {
-	c := s.call
-	if c != nil {
-		s.call = nil
-		d.waiting.remove(c)
-	}
-	return c
-}
-
-// discard closes a socket that could not send c. It is false where c has ended already.
-func (d *datagramPool) discard(s *datagramSocket, c *call) bool {
+// discard closes s, which is not idle.
+func (d *datagramPool) discard(s *datagramSocket) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if s.call != c {
-		return false
-	}
-	d.detach(s)
-	d.remove(s)
-	return true
-}
-
-// read takes what comes to s until it is closed.
-func (d *datagramPool) read(s *datagramSocket) {
-	buffer := make([]byte, datagramBuffer)
-	for {
-		n, err := s.conn.Read(buffer)
-		now := time.Now()
-		if err != nil {
-			d.readFailed(s, err)
-			return
-		}
-		if !d.received(s, buffer[:n], n == len(buffer), now) {
-			return
-		}
-	}
-}
-
-func (d *datagramPool) readFailed(s *datagramSocket, err error) {
-	d.mu.Lock()
-	c := d.detach(s)
-	for i, idle := range d.idle {
-		if idle == s {
-			d.idle = append(d.idle[:i], d.idle[i+1:]...)
-			break
-		}
-	}
 	if _, open := d.sockets[s]; open {
 		d.remove(s)
 	}
-	closed := d.closed
-	d.mu.Unlock()
-	switch {
-	case c == nil:
-	case closed:
-		c.finish(nil, observe.Reset, errPoolClosed, time.Now())
-	default:
-		d.fail(c, err)
-	}
 }
 
-// received takes a datagram. What is not the answer is dropped and counted, and the wait goes on: it
-// may be a forgery that came before the answer. It is false when s is to be read no more.
-func (d *datagramPool) received(s *datagramSocket, msg []byte, cut bool, now time.Time) bool {
+// release keeps s for another call, or closes it.
+func (d *datagramPool) release(s *datagramSocket, now time.Time) {
+	s.call = nil
+	s.idleSince = now
 	d.mu.Lock()
-	c := s.call
-	verdict := wrongID
-	if c != nil {
-		verdict = c.q.judge(msg, s.id)
+	defer d.mu.Unlock()
+	if _, open := d.sockets[s]; !open {
+		return
 	}
-	if verdict != accepted {
-		d.mu.Unlock()
-		switch verdict {
-		case malformed:
-			d.path.sink.Drop(observe.DropMalformed)
-		case wrongID:
-			d.path.sink.Drop(observe.DropWrongID)
-		case wrongQuestion:
-			d.path.sink.Drop(observe.DropWrongQuestion)
-		}
-		return true
-	}
-	d.detach(s)
-	_, open := d.sockets[s]
-	keep := open && s.uses < datagramUses && now.Sub(s.born) < datagramLife
-	if limit := d.path.server.config.MaxIdle; limit > 0 && len(d.idle) >= limit {
-		keep = false
-	}
-	if keep {
-		d.idle = append(d.idle, s)
-		d.clock.wakeBy(s.born.Add(datagramLife))
-	} else if open {
+	limit := d.path.server.config.MaxIdle
+	if s.uses >= datagramUses || now.Sub(s.born) >= datagramLife || limit > 0 && len(d.idle) >= limit {
 		d.remove(s)
+		return
 	}
-	d.mu.Unlock()
-
-	reply := bytes.Clone(msg)
-	if cut {
-		reply[2] |= bitTC
+	d.idle = append(d.idle, s)
+	if len(d.idle) == len(d.sockets) {
+		// Nothing is under way: nobody shall be woken for a wait that is over.
+		s.rest()
 	}
-	d.path.rtt.sample(now.Sub(c.start), now)
-	d.path.answered(now)
-	c.finish(reply, observe.OutcomeOf(int(reply[3]&0x0f)), nil, now)
-	return keep
+	d.clock.wakeBy(s.born.Add(datagramLife))
 }
 
-// round ends calls whose time is over and closes sockets that are old.
+// round closes idle sockets that are old.
 func (d *datagramPool) round(now time.Time) {
-	var expired []*call
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	next := time.Time{}
-	for c := d.waiting.head; c != nil; {
-		following := c.next
-		if now.Before(c.expire) {
-			next = sooner(next, c.expire)
-		} else {
-			d.detach(c.socket)
-			d.remove(c.socket)
-			expired = append(expired, c)
-		}
-		c = following
-	}
 	kept := d.idle[:0]
 	for _, s := range d.idle {
 		if old := s.born.Add(datagramLife); now.Before(old) {
@@ -306,14 +227,6 @@ func (d *datagramPool) round(now time.Time) {
 	clear(d.idle[len(kept):])
 	d.idle = kept
 	d.clock.rest(next, now)
-	d.mu.Unlock()
-
-	for _, c := range expired {
-		if d.path.silentSince(c.start) { // else it is one name that is slow
-			d.path.failed(now)
-		}
-		c.finish(nil, observe.Timeout, errSilent, now)
-	}
 }
 
 func (d *datagramPool) close() {
@@ -323,12 +236,12 @@ func (d *datagramPool) close() {
 	d.idle = nil
 	d.clock.stop()
 	for s := range d.sockets {
-		s.conn.Close() // the reader ends the call
+		s.conn.Close() // who reads it ends the call
 	}
 }
 
 func (d *datagramPool) load() (sockets, waiting int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.sockets), d.waiting.n
+	return len(d.sockets), len(d.sockets) - len(d.idle)
 }

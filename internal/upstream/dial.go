@@ -18,7 +18,8 @@ import (
 
 // Dialer opens sockets: the seam to the operating system.
 type Dialer struct {
-	// Datagram returns a UDP socket connected to remote, from a port that cannot be guessed.
+	// Datagram returns a UDP socket connected to remote, from a port that cannot be guessed. It is a
+	// syscall.Conn, as all of package net's are.
 	Datagram func(source netip.Addr, remote netip.AddrPort) (net.Conn, error)
 	// Stream returns a TCP connection.
 	Stream func(ctx context.Context, source netip.Addr, remote netip.AddrPort) (net.Conn, error)

@@ -25,17 +25,27 @@ const (
 
 // flight is one question on its way, with all its attempts. One goroutine runs it: the client's that
 // came first, or one of its own after that client has left.
+//
+// A flight whose first attempt answered, for one client, is used again for another question. What it
+// keeps is in baggage.
 type flight struct {
-	group *Group
-	key   string // "" where nobody else may join
-	q     *question
-	proto observe.Proto // the client's
+	baggage
+	voyage
+}
+
+// voyage is what concerns one question.
+type voyage struct {
+	group  *Group
+	listed bool // others may join
+	hash   uint64
+	proto  observe.Proto // the client's
 
 	start    time.Time
 	deadline time.Time
 	closes   time.Time // nobody joins from then on
 
-	results  chan *call
+	alone    bool  // the goroutine waits for nothing but the attempts
+	carried  *call // the first attempt, where the flight's goroutine is to carry it itself
 	calls    []*call
 	order    []*path
 	allDown  bool
@@ -45,6 +55,7 @@ type flight struct {
 	next     time.Time // when to look after the latest attempt
 	givesUp  time.Time // when the latest attempt is given up
 	looked   bool      // the latest attempt was found late
+	timed    bool      // the timer was set
 
 	truncated *call // a UDP answer that is used if TCP brings none
 	failover  *call // an answer that is used if nobody has a better one
@@ -60,21 +71,19 @@ type flight struct {
 	msg    *dns.Msg // of the answer, for the leader
 	err    *Error
 	report Report
+	// private is true where nobody but the leader knows the flight any more.
+	private bool
 
 	callRoom [2]*call
 	pathRoom [3]*path
+	first    call
 }
 
-func newFlight(g *Group, q *question, proto observe.Proto, start time.Time) *flight {
-	return &flight{
-		group: g, q: q, proto: proto,
-		start: start, deadline: start.Add(g.config.Budget), closes: start.Add(g.config.Budget / 2),
-		results: make(chan *call, g.config.MaxAttempts+extrasMost+len(g.config.Servers)),
-	}
-}
-
-// begin makes the first attempt.
-func (f *flight) begin(now time.Time) {
+// begin makes the first attempt, or leaves it to run, which is then called with nothing to wait for
+// but this attempt.
+func (f *flight) begin(alone bool) {
+	now := f.start
+	f.alone = alone
 	f.calls = f.callRoom[:0]
 	f.order, f.allDown = f.group.order(f.pathRoom[:0], f.proto, now)
 	f.group.hedges.earn()
@@ -89,38 +98,53 @@ func (f *flight) begin(now time.Time) {
 // run goes on until the flight has ended. It is false where ctx ended first; then it can be called
 // again.
 func (f *flight) run(ctx context.Context) bool {
-	timer := f.group.timers.Get().(*time.Timer)
-	defer func() {
-		timer.Stop()
-		f.group.timers.Put(timer)
-	}()
-	armed := time.Time{}
+	canceled := ctx.Done()
 	for f.answer == nil && f.err == nil {
-		if wake := sooner(f.next, f.deadline); !wake.Equal(armed) {
-			armed = wake
-			timer.Reset(time.Until(wake))
+		wake := sooner(f.next, f.deadline)
+		if c := f.carried; c != nil {
+			f.carried = nil
+			c.path.carry(c, wake)
 		}
-		select {
-		case c := <-f.results:
+		if len(f.results) == 0 {
+			f.timer.Reset(time.Until(wake))
+			f.timed = true
+		}
+		var c *call
+		if canceled == nil {
+			c = <-f.results
+		} else {
+			select {
+			case c = <-f.results:
+			case <-canceled:
+				f.timer.Stop()
+				return false
+			}
+		}
+		if c != nil {
 			f.handle(c)
-		case <-timer.C:
-			armed = time.Time{}
+		} else {
 			f.look(time.Now())
-		case <-ctx.Done():
-			return false
 		}
+	}
+	if f.timed {
+		f.timer.Stop()
 	}
 	return true
 }
 
 // send makes an attempt on p. after, where set, is the call whose connection proved stale.
 func (f *flight) send(p *path, now time.Time, after *call) {
-	c := &call{
-		path: p, q: f.q, wire: f.q.wire, results: f.results,
-		attempt: len(f.calls) + 1, hedge: f.pending > 0,
-		start: now, expire: now.Add(p.server.config.ReadTimeout),
-		before: slices.Clip(f.calls),
+	c := &f.first
+	first := len(f.calls) == 0
+	if first {
+		c.room, f.reply = f.reply, nil
+	} else {
+		c = new(call)
 	}
+	c.path, c.q, c.wire, c.results = p, &f.q, f.q.wire, f.results
+	c.attempt, c.hedge = len(f.calls)+1, f.pending > 0
+	c.start, c.expire = now, now.Add(p.server.config.ReadTimeout)
+	c.before = slices.Clip(f.calls)
 	if after != nil {
 		c.younger = after.conn
 	}
@@ -134,6 +158,10 @@ func (f *flight) send(p *path, now time.Time, after *call) {
 	f.looked = false
 	f.calls = append(f.calls, c)
 	f.pending++
+	if first && f.alone && p.proto == observe.UDP {
+		f.carried = c
+		return
+	}
 	p.submit(c)
 }
 
@@ -216,8 +244,8 @@ func (f *flight) handle(c *call) {
 		f.askByStream(c)
 		return
 	}
-	msg := new(dns.Msg)
-	if err := msg.Unpack(c.reply); err != nil {
+	msg, err := f.q.unpack(c.reply)
+	if err != nil {
 		c.outcome, c.err = observe.BadReply, err
 		c.path.failed(c.end)
 		c.report()
@@ -354,6 +382,7 @@ func (f *flight) end(c *call, err *Error) {
 	if done != nil {
 		close(done)
 	}
+	f.private = done == nil && c != nil && len(f.calls) == 1 && c == &f.first
 }
 
 // abandon leaves attempts that are under way to their pools, which report them in time.
@@ -362,31 +391,11 @@ func (f *flight) abandon() {
 		if !c.handled && !c.abandon() {
 			f.pending--
 			ended := <-f.results
+			for ended == nil {
+				ended = <-f.results
+			}
 			ended.handled = true
 			ended.report()
 		}
 	}
-}
-
-// summary lists the attempts. The usual case, one that answered, needs no list.
-func (f *flight) summary(now time.Time) Report {
-	r := Report{AllDown: f.allDown}
-	if len(f.calls) == 1 && f.calls[0].handled && f.calls[0].outcome.Answer() {
-		return r
-	}
-	for _, c := range f.calls {
-		a := Attempt{Upstream: c.path.server.name, Proto: c.path.proto, Hedge: c.hedge}
-		if c.handled {
-			a.Outcome, a.Duration, a.Reused = c.outcome, c.end.Sub(c.start), c.reused
-			if c.outcome.Answer() {
-				a.Rcode = c.rcode()
-			} else if c.err != nil {
-				a.Err = c.err.Error()
-			}
-		} else {
-			a.Outcome, a.Duration = observe.Timeout, now.Sub(c.start)
-		}
-		r.Attempts = append(r.Attempts, a)
-	}
-	return r
 }

@@ -3,6 +3,7 @@ package upstream
 import (
 	"bytes"
 	"encoding/binary"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -92,11 +93,11 @@ func FuzzJudge(f *testing.F) {
 		if err := sent.Unpack(q.wire); err != nil || len(sent.Question) != 1 || sent.Question[0].Qtype != qtype || sent.IsEdns0() == nil {
 			t.Fatalf("the query %x is %v, %v", q.wire, &sent, err)
 		}
-		got := q.judge(msg, 0x1234)
+		got := q.judge(msg)
 
 		var read dns.Msg
 		err = read.Unpack(msg)
-		matches := err == nil && read.Id == 0x1234 && read.Response && read.Opcode == dns.OpcodeQuery &&
+		matches := err == nil && read.Response && read.Opcode == dns.OpcodeQuery &&
 			len(read.Question) == 1 && read.Question[0].Qtype == qtype && read.Question[0].Qclass == dns.ClassINET &&
 			strings.EqualFold(read.Question[0].Name, sent.Question[0].Name)
 		// A name of the question that is compressed, or has letters that only Unicode folds, is not
@@ -108,4 +109,125 @@ func FuzzJudge(f *testing.F) {
 			t.Fatalf("%x is the answer to %s %d and was refused: %d", msg, name, qtype, got)
 		}
 	})
+}
+
+// FuzzPack compares the query that is written by hand with what miekg/dns makes of the same message.
+func FuzzPack(f *testing.F) {
+	f.Add("www.Example.", uint16(1), uint16(1), uint8(0x3f))
+	f.Add(".", uint16(2), uint16(1), uint8(1))
+	f.Add(`a\.b\032.example.`, uint16(28), uint16(255), uint8(9))
+	f.Add("no.dot", uint16(1), uint16(1), uint8(0))
+	f.Add("..", uint16(1), uint16(1), uint8(0))
+	f.Add(strings.Repeat("a", 63)+".", uint16(1), uint16(1), uint8(0))
+	f.Add(strings.Repeat("a", 64)+".", uint16(1), uint16(1), uint8(0))
+	f.Add(strings.Repeat("abcdefg.", 31)+"abcde.", uint16(1), uint16(1), uint8(0))
+	f.Add(strings.Repeat("abcdefg.", 31)+"abcdef.", uint16(1), uint16(1), uint8(0))
+	f.Add(strings.Repeat("abcdefg.", 32), uint16(1), uint16(1), uint8(0))
+	used := new(question) // the room of the one before must not show
+	f.Fuzz(func(t *testing.T, name string, qtype, qclass uint16, flags uint8) {
+		m := new(dns.Msg)
+		m.Question = []dns.Question{{Name: name, Qtype: qtype, Qclass: qclass}}
+		m.RecursionDesired, m.AuthenticatedData, m.CheckingDisabled = flags&1 != 0, flags&2 != 0, flags&4 != 0
+		if flags&8 != 0 {
+			m.SetEdns0(4096, flags&16 != 0)
+		}
+		oracle := m.Copy()
+		oracle.Extra = nil
+		oracle.SetEdns0(ednsSize, flags&8 != 0 && flags&16 != 0)
+		want, wantErr := oracle.Pack()
+		err := used.pack(m)
+		if name == "" {
+			if err == nil {
+				t.Fatal("a question without a name was packed") // the library does
+			}
+			return
+		}
+		if (err != nil) != (wantErr != nil) {
+			t.Fatalf("%q: error %v, the library's %v", name, err, wantErr)
+		}
+		if err == nil && !bytes.Equal(used.wire, want) {
+			t.Fatalf("%q is %x, want %x", name, used.wire, want)
+		}
+	})
+}
+
+// FuzzDecode: what is unpacked by hand is what miekg/dns unpacks.
+func FuzzDecode(f *testing.F) {
+	query := ask("Www.Example.")
+	for _, fl := range []fault{{}, {truncate: true}, {rcode: 3}, {size: 400}} {
+		f.Add("Www.Example.", reply(query, fl))
+	}
+	m := new(dns.Msg).SetReply(query)
+	for _, text := range []string{
+		"Www.Example. 60 IN CNAME target.example.", "target.example. 60 IN A 192.0.2.1", "target.example. 60 IN AAAA 2001:db8::1",
+		"example. 5 IN SOA ns.dns.example. hostmaster.example. 1 2 3 4 5", "t.example. 60 IN TXT text", ". 5 IN SOA . . 1 2 3 4 5",
+		`x\\.y.example. 60 IN A 192.0.2.1`, "a_b-c.example. 60 IN A 192.0.2.1",
+	} {
+		rr, err := dns.NewRR(text)
+		if err != nil {
+			f.Fatal(err)
+		}
+		m.Answer = append(m.Answer, rr)
+		for _, compress := range []bool{false, true} {
+			for _, edns := range []bool{false, true} {
+				c := m.Copy()
+				c.Compress = compress
+				if edns {
+					c.SetEdns0(1232, true)
+					c.IsEdns0().SetExtendedRcode(16)
+				}
+				c.Ns, c.Answer = c.Answer[:len(c.Answer)/2], c.Answer[len(c.Answer)/2:]
+				wire, err := c.Pack()
+				if err != nil {
+					f.Fatal(err)
+				}
+				f.Add("Www.Example.", wire)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, name string, msg []byte) {
+		q, err := newQuestion(ask(dns.Fqdn(name)))
+		if err != nil {
+			return
+		}
+		got, ok := q.decode(msg, &q.asked)
+		if !ok {
+			return
+		}
+		want := new(dns.Msg)
+		if err := want.Unpack(msg); err != nil {
+			t.Fatalf("%x is read as %v, the library says %v", msg, got, err)
+		}
+		// The name of the question is as it was asked, be it with other escapes.
+		if want.Question[0].Name != name && got.Question[0].Name == dns.Fqdn(name) {
+			return
+		}
+		for _, section := range []*[]dns.RR{&want.Answer, &want.Ns, &want.Extra} {
+			if len(*section) == 0 {
+				*section = nil
+			}
+			for _, rr := range *section {
+				if opt, ok := rr.(*dns.OPT); ok && len(opt.Option) == 0 {
+					opt.Option = nil
+				}
+			}
+		}
+		if !reflect.DeepEqual(got, want) {
+			t.Fatalf("%x is read as\n%v\nand not as\n%v", msg, got, want)
+		}
+	})
+}
+
+// TestDecodeReadsTheUsual: the usual answers do not need the library.
+func TestDecodeReadsTheUsual(t *testing.T) {
+	query := ask("Www.Example.")
+	q, err := newQuestion(query)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fl := range []fault{{}, {rcode: 3}} {
+		if m, ok := q.decode(reply(query, fl), &q.asked); !ok {
+			t.Errorf("%+v is left to the library: %v", fl, m)
+		}
+	}
 }

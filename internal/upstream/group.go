@@ -1,9 +1,11 @@
 package upstream
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"fmt"
+	"hash/maphash"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -25,12 +27,13 @@ type Group struct {
 	turn     atomic.Uint32 // of RoundRobin
 
 	waiting atomic.Int64 // questions in Exchange
-	timers  sync.Pool    // of stopped *time.Timer
+	spare   sync.Pool    // of *flight
+	seed    maphash.Seed // of flights' hashes
 
 	mu      sync.Mutex
 	closed  bool
 	users   int // Exchange calls and flights of their own
-	flights map[string]*flight
+	flights map[uint64]*flight
 }
 
 func newGroup(r *Registry, c GroupConfig) *Group {
@@ -39,61 +42,94 @@ func newGroup(r *Registry, c GroupConfig) *Group {
 		c.MaxAttempts = max(2*len(c.Servers), 4)
 	}
 	c.MaxAttempts = min(c.MaxAttempts, attemptsMost)
-	g := &Group{registry: r, config: c, hedges: newAllowance(), flights: make(map[string]*flight)}
-	g.timers.New = func() any {
-		t := time.NewTimer(time.Hour)
-		t.Stop()
-		return t
+	return &Group{
+		registry: r, config: c, hedges: newAllowance(),
+		seed: maphash.MakeSeed(), flights: make(map[uint64]*flight),
 	}
-	return g
 }
 
-// Exchange asks the group's servers and returns when there is an answer, the budget is used up or ctx
-// ends. The error is an *Error.
+// Exchange is ExchangeInto with an Answer of its own.
+func (g *Group) Exchange(ctx context.Context, query Query) (a Answer, err error) {
+	err = g.ExchangeInto(ctx, query, &a)
+	return a, err
+}
+
+// ExchangeInto asks the group's servers and returns when there is an answer, the budget is used up or
+// ctx ends. The error is an *Error, and answer is not changed then. Answers are large, and the stacks of
+// those who wait small: so one is not handed from frame to frame.
 //
 // Questions that are equal share a flight, but for one that has used half of its budget: who comes
 // then would not have a fair chance. A client that leaves takes the flight with it only when nobody
 // else waits.
-func (g *Group) Exchange(ctx context.Context, query Query) (Answer, error) {
+func (g *Group) ExchangeInto(ctx context.Context, query Query, answer *Answer) error {
 	start := time.Now()
-	q, err := newQuestion(query.Msg)
-	if err != nil {
-		return Answer{}, &Error{Cause: CauseInvalid, Err: err}
+	f := g.newFlight(query.Proto, start)
+	if err := f.q.pack(query.Msg); err != nil {
+		g.recycle(f)
+		return &Error{Cause: CauseInvalid, Err: err}
 	}
-	if err := g.enter(); err != nil {
-		return Answer{}, err
+	if err := g.admit(); err != nil {
+		g.recycle(f)
+		return err
 	}
-	defer g.leave()
-
-	var f *flight
+	if f.q.shareable {
+		f.key = f.q.key(f.key[:0])
+		f.hash = maphash.Bytes(g.seed, f.key)
+	}
 	g.mu.Lock()
-	if q.shareable {
-		var room [128]byte
-		key := q.key(room[:0])
-		if f = g.flights[string(key)]; f != nil && start.Before(f.closes) {
-			f.followers++
-			if f.done == nil {
-				f.done = make(chan struct{})
-			}
-			g.mu.Unlock()
-			return g.follow(ctx, f, query, start)
-		}
-		f = newFlight(g, q, query.Proto, start)
-		f.key = string(key)
-		g.flights[f.key] = f
-	} else {
-		f = newFlight(g, q, query.Proto, start)
+	if g.closed {
+		g.mu.Unlock()
+		g.dismiss()
+		g.recycle(f)
+		return &Error{Cause: CauseClosed, Err: ErrClosed}
 	}
+	g.users++
+	leader := g.enlist(f)
 	g.mu.Unlock()
-	return g.lead(ctx, f, query, start)
+	defer g.leave()
+	if leader != nil {
+		g.recycle(f)
+		return g.follow(ctx, leader, query, answer)
+	}
+	return g.lead(ctx, f, query, answer)
+}
+
+// enlist makes f known to those who come later, or returns the flight that it is to follow. It runs
+// with g.mu held.
+func (g *Group) enlist(f *flight) *flight {
+	if !f.q.shareable {
+		return nil
+	}
+	other := g.flights[f.hash]
+	switch {
+	case other == nil:
+	case !bytes.Equal(other.key, f.key):
+		return nil // two questions with one hash: the second stays unknown
+	case f.start.Before(other.closes):
+		other.followers++
+		if other.done == nil {
+			other.done = make(chan struct{})
+		}
+		return other
+	default:
+		other.listed = false
+	}
+	g.flights[f.hash] = f
+	f.listed = true
+	return nil
 }
 
 // lead makes the exchange for everybody who asks the same.
-func (g *Group) lead(ctx context.Context, f *flight, query Query, start time.Time) (Answer, error) {
-	f.begin(start)
+func (g *Group) lead(ctx context.Context, f *flight, query Query, answer *Answer) error {
+	f.begin(ctx.Done() == nil)
 	if f.run(ctx) {
-		return f.answerFor(query, f.msg, false)
+		err := f.answerFor(query, false, answer)
+		if f.private {
+			g.recycle(f)
+		}
+		return err
 	}
+	start := f.start
 	g.mu.Lock()
 	if f.followers > 0 {
 		g.users++
@@ -107,31 +143,33 @@ func (g *Group) lead(ctx context.Context, f *flight, query Query, start time.Tim
 		g.mu.Unlock()
 		f.abandon()
 	}
-	return Answer{}, &Error{Cause: CauseCanceled, Err: context.Cause(ctx), Elapsed: time.Since(start)}
+	return &Error{Cause: CauseCanceled, Err: context.Cause(ctx), Elapsed: time.Since(start)}
 }
 
 // follow waits for the flight that another client leads.
-func (g *Group) follow(ctx context.Context, f *flight, query Query, start time.Time) (Answer, error) {
+func (g *Group) follow(ctx context.Context, f *flight, query Query, answer *Answer) error {
+	start := time.Now()
 	select {
 	case <-f.done:
-		return f.answerFor(query, nil, true)
+		return f.answerFor(query, true, answer)
 	case <-ctx.Done():
 	}
 	g.mu.Lock()
 	f.followers--
 	g.mu.Unlock()
-	return Answer{}, &Error{Cause: CauseCanceled, Err: context.Cause(ctx), Elapsed: time.Since(start), Report: Report{Shared: true}}
+	return &Error{Cause: CauseCanceled, Err: context.Cause(ctx), Elapsed: time.Since(start), Report: Report{Shared: true}}
 }
 
 // forget makes f unknown to those who come later. It runs with g.mu held.
 func (g *Group) forget(f *flight) {
-	if f.key != "" && g.flights[f.key] == f {
-		delete(g.flights, f.key)
+	if f.listed {
+		f.listed = false
+		delete(g.flights, f.hash)
 	}
 }
 
-// enter admits a client's question.
-func (g *Group) enter() error {
+// admit counts a client's question in, as far as the limits go.
+func (g *Group) admit() error {
 	if n := g.registry.queries.Add(1); n > int64(g.registry.limits.Queries) {
 		g.registry.queries.Add(-1)
 		return &Error{Cause: CauseOverloaded, Err: fmt.Errorf("%w: %d are allowed", ErrOverloaded, g.registry.limits.Queries)}
@@ -141,20 +179,17 @@ func (g *Group) enter() error {
 		g.registry.queries.Add(-1)
 		return &Error{Cause: CauseOverloaded, Err: fmt.Errorf("%w: %d are allowed", ErrOverloaded, g.config.MaxConcurrent)}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		g.waiting.Add(-1)
-		g.registry.queries.Add(-1)
-		return &Error{Cause: CauseClosed, Err: ErrClosed}
-	}
-	g.users++
 	return nil
 }
 
-func (g *Group) leave() {
+// dismiss takes back what admit has counted.
+func (g *Group) dismiss() {
 	g.waiting.Add(-1)
 	g.registry.queries.Add(-1)
+}
+
+func (g *Group) leave() {
+	g.dismiss()
 	g.leaveQuietly()
 }
 

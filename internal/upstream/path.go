@@ -37,7 +37,9 @@ type path struct {
 	proto  observe.Proto
 	sink   observe.Sink
 	pool   pool
-	rtt    estimate
+	// datagrams is the pool where it is one of sockets.
+	datagrams *datagramPool
+	rtt       estimate
 
 	lastAnswer atomic.Int64 // Unix nanoseconds
 	lastWanted atomic.Int64
@@ -52,6 +54,13 @@ type path struct {
 func (p *path) submit(c *call) {
 	p.sink.Begin()
 	p.pool.submit(c)
+}
+
+// carry makes the attempt in the calling goroutine, over UDP, and returns when it has ended or at until.
+// Then the attempt goes on without the goroutine.
+func (p *path) carry(c *call, until time.Time) {
+	p.sink.Begin()
+	p.datagrams.carry(c, until)
 }
 
 // answered takes note of any acceptable answer, the one to a probe included.

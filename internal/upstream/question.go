@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/miekg/dns"
 )
@@ -18,12 +19,14 @@ const (
 	bitQR = 0x80
 )
 
-// question is a query in the form in which it is sent, with ID 0. It is immutable: calls on several
-// paths read it at the same time.
+// question is a query in the form in which it is sent, with ID 0. It does not change while a flight
+// lasts: calls on several paths read it at the same time.
 type question struct {
 	wire []byte
 	// end is where the question section ends.
 	end int
+	// asked is what is in it, where it is shareable.
+	asked dns.Question
 	// shareable is false for a message that is passed on as it came: another opcode than QUERY, a
 	// signature, records where a question has none.
 	shareable bool
@@ -33,39 +36,92 @@ type question struct {
 // record is ours: always there, so that clients with and without one share an exchange; with the
 // client's DO bit and options, less those that concern the client's own connection to us.
 func newQuestion(m *dns.Msg) (*question, error) {
+	q := new(question)
+	if err := q.pack(m); err != nil {
+		return nil, err
+	}
+	return q, nil
+}
+
+// pack makes q the question of m. It uses the room of what q was before.
+func (q *question) pack(m *dns.Msg) error {
 	if m == nil || len(m.Question) == 0 {
-		return nil, fmt.Errorf("%w: it has no question", ErrInvalidQuery)
+		return fmt.Errorf("%w: it has no question", ErrInvalidQuery)
 	}
 	if !ordinary(m) {
-		return verbatim(m)
+		return q.verbatim(m)
 	}
-	asked := m.Question[0]
-	wire := make([]byte, headerLen, headerLen+len(asked.Name)+2+4+11)
+	asked := &m.Question[0]
+	if asked.Name == "" {
+		return fmt.Errorf("%w: its question has no name", ErrInvalidQuery)
+	}
+	var flags [2]byte
 	if m.RecursionDesired {
-		wire[2] |= 0x01
+		flags[0] |= 0x01
 	}
 	if m.AuthenticatedData {
-		wire[3] |= 0x20
+		flags[1] |= 0x20
 	}
 	if m.CheckingDisabled {
-		wire[3] |= 0x10
+		flags[1] |= 0x10
 	}
-	wire[5], wire[11] = 1, 1
-
-	end, err := dns.PackDomainName(asked.Name, wire[:cap(wire)], headerLen, nil, false)
+	wire := append(q.wire[:0], 0, 0, flags[0], flags[1], 0, 1, 0, 0, 0, 0, 0, 1)
+	wire, err := appendName(wire, asked.Name)
 	if err != nil {
-		return nil, fmt.Errorf("%w: name %q: %w", ErrInvalidQuery, asked.Name, err)
+		return fmt.Errorf("%w: name %q: %w", ErrInvalidQuery, asked.Name, err)
 	}
-	wire = binary.BigEndian.AppendUint16(wire[:end], asked.Qtype)
+	wire = binary.BigEndian.AppendUint16(wire, asked.Qtype)
 	wire = binary.BigEndian.AppendUint16(wire, asked.Qclass)
-	q := &question{end: len(wire), shareable: true}
-
-	opt := m.IsEdns0()
-	if wire, err = appendOPT(wire, opt); err != nil {
-		return nil, fmt.Errorf("%w: its EDNS options: %w", ErrInvalidQuery, err)
+	end := len(wire)
+	var opt *dns.OPT
+	if len(m.Extra) > 0 {
+		opt, _ = m.Extra[0].(*dns.OPT)
 	}
-	q.wire = wire
-	return q, nil
+	if wire, err = appendOPT(wire, opt); err != nil {
+		return fmt.Errorf("%w: its EDNS options: %w", ErrInvalidQuery, err)
+	}
+	q.wire, q.end, q.shareable = wire, end, true
+	q.asked = *asked
+	return nil
+}
+
+// appendName appends a name in wire format. Names without escapes, which is nearly all, are written
+// here; whatever else there is, faults included, is left to the library.
+func appendName(dst []byte, name string) ([]byte, error) {
+	const most = 255 // octets of a name (RFC 1035, section 3.1)
+	if name == "." {
+		return append(dst, 0), nil
+	}
+	start := len(dst)
+	length := start // where the present label's length is to go
+	dst = append(dst, 0)
+	for i := range len(name) {
+		switch b := name[i]; b {
+		case '.':
+			n := len(dst) - length - 1
+			if n == 0 || n > 63 {
+				return packName(dst[:start], name)
+			}
+			dst[length] = byte(n)
+			length = len(dst)
+			dst = append(dst, 0)
+		case '\\':
+			return packName(dst[:start], name)
+		default:
+			dst = append(dst, b)
+		}
+	}
+	if length != len(dst)-1 || len(name) == 0 || len(dst)-start > most {
+		return packName(dst[:start], name)
+	}
+	return dst, nil
+}
+
+func packName(dst []byte, name string) ([]byte, error) {
+	start := len(dst)
+	dst = slices.Grow(dst, len(name)+2)
+	end, err := dns.PackDomainName(name, dst[:cap(dst)], start, nil, false)
+	return dst[:end], err
 }
 
 // ordinary reports whether m is a plain question: nothing in it but one question and EDNS version 0.
@@ -84,49 +140,57 @@ func ordinary(m *dns.Msg) bool {
 }
 
 // verbatim packs m as it is.
-func verbatim(m *dns.Msg) (*question, error) {
+func (q *question) verbatim(m *dns.Msg) error {
 	c := *m
 	c.Id = 0
 	wire, err := c.Pack()
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrInvalidQuery, err)
+		return fmt.Errorf("%w: %w", ErrInvalidQuery, err)
 	}
 	if len(wire) > dns.MaxMsgSize {
-		return nil, fmt.Errorf("%w: %d octets", ErrInvalidQuery, len(wire))
+		return fmt.Errorf("%w: %d octets", ErrInvalidQuery, len(wire))
 	}
-	q := &question{wire: wire, end: headerLen}
+	end := headerLen
 	for range c.Question {
-		_, after, err := dns.UnpackDomainName(wire, q.end)
+		_, after, err := dns.UnpackDomainName(wire, end)
 		if err != nil || after+4 > len(wire) {
-			return nil, fmt.Errorf("%w: its question section cannot be read back", ErrInvalidQuery)
+			return fmt.Errorf("%w: its question section cannot be read back", ErrInvalidQuery)
 		}
-		q.end = after + 4
+		end = after + 4
 	}
-	return q, nil
+	q.wire, q.end, q.shareable = wire, end, false
+	return nil
 }
 
 // appendOPT appends our OPT record with what the client's, if any, has to say to the upstream.
 func appendOPT(wire []byte, client *dns.OPT) ([]byte, error) {
-	var options []dns.EDNS0
 	do := false
 	if client != nil {
 		do = client.Do()
-		for _, o := range client.Option {
-			switch o.Option() {
-			case dns.EDNS0COOKIE, dns.EDNS0TCPKEEPALIVE, dns.EDNS0PADDING:
-				// RFC 7873, 7828 and 7830: of this hop.
-			default:
-				options = append(options, o)
-			}
+		if options := passedOn(client.Option); len(options) > 0 {
+			return appendOptions(wire, do, options)
 		}
 	}
-	if len(options) == 0 {
-		var flags byte
-		if do {
-			flags = 0x80
-		}
-		return append(wire, 0, 0, byte(dns.TypeOPT), ednsSize>>8, ednsSize&0xff, 0, 0, flags, 0, 0, 0), nil
+	var flags byte
+	if do {
+		flags = 0x80
 	}
+	return append(wire, 0, 0, byte(dns.TypeOPT), ednsSize>>8, ednsSize&0xff, 0, 0, flags, 0, 0, 0), nil
+}
+
+// passedOn returns the options that do not end at this hop.
+func passedOn(all []dns.EDNS0) (options []dns.EDNS0) {
+	for _, o := range all {
+		switch o.Option() {
+		case dns.EDNS0COOKIE, dns.EDNS0TCPKEEPALIVE, dns.EDNS0PADDING: // RFC 7873, 7828 and 7830
+		default:
+			options = append(options, o)
+		}
+	}
+	return options
+}
+
+func appendOptions(wire []byte, do bool, options []dns.EDNS0) ([]byte, error) {
 	opt := &dns.OPT{Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeOPT}, Option: options}
 	opt.SetUDPSize(ednsSize)
 	opt.SetDo(do)
@@ -168,14 +232,11 @@ const (
 	wrongQuestion
 )
 
-// judge says whether msg, as it came from the network, is the answer to q that was sent with id. It
-// reads no further than the question section.
-func (q *question) judge(msg []byte, id uint16) verdict {
+// judge says whether msg, as it came from the network, is an answer to q. The ID is the business of who
+// gave it. It reads no further than the question section.
+func (q *question) judge(msg []byte) verdict {
 	if len(msg) < headerLen || msg[2]&bitQR == 0 {
 		return malformed
-	}
-	if binary.BigEndian.Uint16(msg) != id {
-		return wrongID
 	}
 	if (msg[2]^q.wire[2])&0x78 != 0 { // opcode
 		return malformed

@@ -50,7 +50,8 @@ func newServer(c ServerConfig, limits Limits, recorder observe.Recorder, dial Di
 	} else {
 		proto = observe.TCP
 		s.datagram = newPath(observe.UDP)
-		s.datagram.pool = newDatagramPool(s.datagram, dial, limits.Sockets)
+		s.datagram.datagrams = newDatagramPool(s.datagram, dial, limits.Sockets)
+		s.datagram.pool = s.datagram.datagrams
 	}
 	s.stream = newPath(proto)
 	s.stream.pool = newStreamPool(s.stream, dial)

@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"runtime"
 	"slices"
 	"sync"
 	"time"
@@ -19,6 +20,13 @@ const (
 	// streamQueries is after how many questions a connection takes no more. A busy connection gets
 	// there in seconds, a usual one is given up for its age.
 	streamQueries = 1 << 16
+	// burstMost is how many questions that come up at the same time go to one connection: they share
+	// a write, and their answers a read. A server that answers one after the other holds the last of
+	// them up by as many look-ups, which is why they are not more.
+	burstMost = 16
+	// crowd is from how many questions under way on a connection on it is worth a turn of the
+	// scheduler to let others add theirs before a write. Below, there are none to wait for.
+	crowd = 4
 )
 
 // streamPool is the TCP or TLS side of a server: few connections with many calls on each (RFC 7766,
@@ -55,8 +63,24 @@ func (p *streamPool) submit(c *call) {
 	}
 	conn.add(c)
 	p.clock.wakeBy(c.expire)
+	if conn.raw == nil || conn.flushing {
+		// Nothing is open yet, or TLS, whose writes may block; or somebody else will write this too.
+		first := !conn.flushing
+		conn.flushing = true
+		p.mu.Unlock()
+		if first {
+			conn.wakeWriter()
+		}
+		return
+	}
+	conn.flushing = true
+	alone := conn.busy < crowd
 	p.mu.Unlock()
-	conn.wakeWriter()
+	if !alone {
+		// Let those run that are about to ask, too: their questions share the system call.
+		runtime.Gosched()
+	}
+	conn.flush()
 }
 
 // choose returns the connection for c: the one with the fewest questions among those that are not
@@ -71,6 +95,7 @@ func (p *streamPool) choose(c *call) *streamConn {
 	}
 	lateAfter := p.lateAfter()
 	var prompt, any, last *streamConn
+	joining := false // prompt has a burst to join
 	open := 0
 	for _, conn := range p.conns {
 		if !conn.retired && conn.tooOld(c.start) {
@@ -93,8 +118,10 @@ func (p *streamPool) choose(c *call) *streamConn {
 		if conn.late(c.start, lateAfter) || c.younger != nil && !conn.born.After(c.younger.born) {
 			continue
 		}
-		if prompt == nil || conn.busy < prompt.busy {
-			prompt = conn
+		switch joins := conn.unsent > 0 && conn.unsent < burstMost; {
+		case joining && !joins:
+		case prompt == nil, joins && !joining, conn.busy < prompt.busy:
+			prompt, joining = conn, joins
 		}
 	}
 	p.sweep()

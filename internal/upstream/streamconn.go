@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"syscall"
 	"time"
 
 	"localcache.dev/localcache/internal/observe"
@@ -38,14 +39,16 @@ var (
 	errNotWritten = errors.New("the query could not be written")
 )
 
-// streamConn is one connection. It has a goroutine that opens and then reads it, and one that writes:
-// what comes up while a write is under way goes out together with the next. All but conn, once it is
-// open, and the reader's frames is guarded by the pool's lock.
+// streamConn is one connection. It has a goroutine that opens and then reads it, and one that writes
+// what nobody else may: into TLS, and what the kernel does not take at once. Else who asks writes, too;
+// what comes up meanwhile goes out together. All but conn and raw, once it is open, and what the reader
+// and the writer have for themselves, is guarded by the pool's lock.
 type streamConn struct {
 	pool     *streamPool
 	cancel   context.CancelFunc // of the opening
 	ctx      context.Context
 	conn     net.Conn
+	raw      syscall.RawConn // of conn, once it is open; nil with TLS
 	local    netip.AddrPort
 	born     time.Time
 	ready    time.Time // when it was open
@@ -67,8 +70,17 @@ type streamConn struct {
 	partial   time.Time // since when a message is incomplete; zero: none is
 	writing   time.Time // since when a write is under way; zero: none is
 	out       []byte
+	unsent    int           // questions in out
+	flushing  bool          // somebody is about to write out
 	wake      chan struct{} // room for one
 	done      chan struct{} // closed when gone
+
+	// Of who is flushing.
+	batch     []byte
+	spare     []byte
+	written   int
+	writeErr  error
+	writeStep func(fd uintptr) bool
 }
 
 func newStreamConn(p *streamPool, now time.Time) *streamConn {
@@ -80,6 +92,7 @@ func newStreamConn(p *streamPool, now time.Time) *streamConn {
 		wake:     make(chan struct{}, 1),
 		done:     make(chan struct{}),
 	}
+	c.writeStep = c.writeOnce
 	c.ctx, c.cancel = context.WithTimeout(context.Background(), dialTime)
 	first := uint16(rand.Uint32())
 	for i := range c.free {
@@ -108,6 +121,7 @@ func (c *streamConn) add(a *call) {
 	c.out = binary.BigEndian.AppendUint16(c.out, uint16(len(a.wire)))
 	c.out = binary.BigEndian.AppendUint16(c.out, c.id(slot))
 	c.out = append(c.out, a.wire[2:]...)
+	c.unsent++
 	if c.total >= streamQueries {
 		c.retire()
 	}
@@ -292,6 +306,14 @@ func (c *streamConn) run() {
 		c.fail(outcomeOf(err), err)
 		return
 	}
+	var raw syscall.RawConn
+	if s, ok := conn.(syscall.Conn); ok {
+		if raw, err = s.SyscallConn(); err != nil {
+			closeStream(conn)
+			c.fail(outcomeOf(err), err)
+			return
+		}
+	}
 	now := time.Now()
 	c.pool.mu.Lock()
 	if c.gone {
@@ -299,7 +321,7 @@ func (c *streamConn) run() {
 		closeStream(conn)
 		return
 	}
-	c.conn, c.ready = conn, now
+	c.conn, c.raw, c.ready = conn, raw, now
 	if a, ok := conn.LocalAddr().(*net.TCPAddr); ok {
 		c.local = a.AddrPort()
 		for a := c.waiting.head; a != nil; a = a.next {

@@ -1,50 +1,104 @@
 package upstream
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"localcache.dev/localcache/internal/observe"
 )
 
-// write sends what add has put into out.
+// takeBatch moves what waits to be written to batch. It is false where there is nothing, and nobody is
+// flushing then.
+func (c *streamConn) takeBatch() bool {
+	c.pool.mu.Lock()
+	defer c.pool.mu.Unlock()
+	c.writing = time.Time{}
+	if c.spare = c.batch; cap(c.spare) > frameKeep {
+		c.spare = nil
+	}
+	c.written = 0
+	c.batch, c.out, c.unsent = c.out, c.spare[:0], 0
+	if len(c.batch) == 0 || c.gone {
+		c.flushing = false
+		return false
+	}
+	c.writing = time.Now()
+	c.pool.clock.wakeBy(c.writing.Add(partialTime))
+	return true
+}
+
+// flush writes once what waits, without waiting for the kernel. What it does not take, and what has
+// come up meanwhile, is the writer's: who flushes has a question of its own to wait for.
+func (c *streamConn) flush() {
+	if !c.takeBatch() {
+		return
+	}
+	if err := c.raw.Write(c.writeStep); err != nil {
+		c.writeErr = err
+	}
+	if c.writeErr != nil {
+		c.notWritten(c.writeErr)
+		return
+	}
+	c.pool.mu.Lock()
+	if c.written == len(c.batch) && len(c.out) == 0 {
+		c.writing = time.Time{}
+		c.flushing = false
+		c.pool.mu.Unlock()
+		return
+	}
+	c.pool.mu.Unlock()
+	c.wakeWriter()
+}
+
+// writeOnce is one system call.
+func (c *streamConn) writeOnce(fd uintptr) bool {
+	for {
+		n, err := unix.Write(int(fd), c.batch)
+		switch err {
+		case unix.EINTR:
+			continue
+		case nil:
+			c.written = n
+		case unix.EAGAIN:
+		default:
+			c.writeErr = os.NewSyscallError("write", err)
+		}
+		return true
+	}
+}
+
+func (c *streamConn) notWritten(err error) {
+	c.fail(outcomeOf(err), fmt.Errorf("%w: %w", errNotWritten, err))
+}
+
+// write is the writer: it writes whenever it is woken, with waiting.
 func (c *streamConn) write() {
-	var spare []byte
 	for {
 		select {
 		case <-c.done:
 			return
 		case <-c.wake:
 		}
-		// Let those run that are about to ask, too: their questions share the system call.
-		runtime.Gosched()
-		c.pool.mu.Lock()
-		batch := c.out
-		c.out = spare[:0]
-		if len(batch) > 0 {
-			c.writing = time.Now()
-			c.pool.clock.wakeBy(c.writing.Add(partialTime))
+		if rest := c.batch[c.written:]; len(rest) > 0 {
+			if _, err := c.conn.Write(rest); err != nil {
+				c.notWritten(err)
+				return
+			}
 		}
-		c.pool.mu.Unlock()
-		if len(batch) == 0 {
-			spare = batch
-			continue
-		}
-		if _, err := c.conn.Write(batch); err != nil {
-			c.fail(outcomeOf(err), fmt.Errorf("%w: %w", errNotWritten, err))
-			return
-		}
-		c.pool.mu.Lock()
-		c.writing = time.Time{}
-		c.pool.mu.Unlock()
-		spare = batch
-		if cap(spare) > frameKeep {
-			spare = nil
+		runtime.Gosched() // for the same reason as in submit
+		for c.takeBatch() {
+			if _, err := c.conn.Write(c.batch); err != nil {
+				c.notWritten(err)
+				return
+			}
 		}
 	}
 }
@@ -64,9 +118,7 @@ func (c *streamConn) read() {
 		n, err := c.conn.Read(in.space())
 		if n > 0 {
 			in.filled(n)
-			if batch, err = c.received(&in, batch[:0], err); err == nil {
-				continue
-			}
+			batch, err = c.received(&in, batch[:0], err)
 		}
 		if err == nil {
 			continue
@@ -147,7 +199,7 @@ func (c *streamConn) received(in *frames, batch []delivery, readErr error) ([]de
 		if a == nil {
 			continue
 		}
-		if a.q.judge(batch[i].msg, batch[i].id) != accepted {
+		if a.q.judge(batch[i].msg) != accepted {
 			pool.mu.Lock()
 			b := c.broken(observe.BadReply, errWrong, a)
 			pool.mu.Unlock()
@@ -161,7 +213,7 @@ func (c *streamConn) received(in *frames, batch []delivery, readErr error) ([]de
 			began = ready
 		}
 		pool.path.rtt.sample(now.Sub(began), now)
-		reply := bytes.Clone(batch[i].msg)
+		reply := a.keep(batch[i].msg)
 		a.finish(reply, observe.OutcomeOf(int(reply[3]&0x0f)), nil, now)
 	}
 	if answered && err == nil {

@@ -36,11 +36,11 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if state.Proto() != "udp" {
 		q.Proto = observe.TCP
 	}
-	answer, err := h.group.Exchange(ctx, q)
-	if err != nil {
-		return h.fail(ctx, state, err)
+	var answer upstream.Answer
+	if err := h.group.ExchangeInto(ctx, q, &answer); err != nil {
+		return h.fail(ctx, &state, err)
 	}
-	h.report(ctx, state, answer.Report, &answer)
+	h.report(ctx, &state, &answer.Report, &answer)
 	if h.leadsOn(answer.Msg) {
 		return plugin.NextOrFailure(h.Name(), h.next, ctx, w, r)
 	}
@@ -48,12 +48,12 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 }
 
 // fail gives the rcode that CoreDNS documents for each kind of failure.
-func (h *handler) fail(ctx context.Context, state request.Request, err error) (int, error) {
+func (h *handler) fail(ctx context.Context, state *request.Request, err error) (int, error) {
 	var e *upstream.Error
 	if !errors.As(err, &e) {
 		return dns.RcodeServerFailure, err
 	}
-	h.report(ctx, state, e.Report, nil)
+	h.report(ctx, state, &e.Report, nil)
 	code, text := e.ExtendedError()
 	f := &failure{code: code, text: text, cause: err}
 	switch {
@@ -67,7 +67,7 @@ func (h *handler) fail(ctx context.Context, state request.Request, err error) (i
 }
 
 // report publishes what is known about the exchanges of one question. answer is nil where none came.
-func (h *handler) report(ctx context.Context, state request.Request, r upstream.Report, answer *upstream.Answer) {
+func (h *handler) report(ctx context.Context, state *request.Request, r *upstream.Report, answer *upstream.Answer) {
 	if r.AllDown {
 		h.plugin.metrics.broken.Inc()
 	}
@@ -77,13 +77,19 @@ func (h *handler) report(ctx context.Context, state request.Request, r upstream.
 	} else if n := len(r.Attempts); n > 0 {
 		to = r.Attempts[n-1].Upstream
 	}
-	if to != "" {
-		metadata.SetValueFunc(ctx, "forward/upstream", func() string { return to })
+	if to != "" && metadata.ValueFuncs(ctx) != nil {
+		setUpstream(ctx, to)
 	}
 	// Exchanges that were shared have been reported with the question that began them.
 	if len(h.taps) > 0 && !r.Shared {
-		h.taps.report(ctx, state, r, answer)
+		h.taps.report(ctx, *state, *r, answer)
 	}
+}
+
+// setUpstream is apart because the function that it makes costs an allocation, which only those pay who
+// have metadata on.
+func setUpstream(ctx context.Context, to string) {
+	metadata.SetValueFunc(ctx, "forward/upstream", func() string { return to })
 }
 
 // leadsOn tells whether the answer is one after which the next stanza of the block is to be asked.

@@ -1,0 +1,199 @@
+package upstream
+
+import (
+	"encoding/binary"
+
+	"github.com/miekg/dns"
+)
+
+// decode unpacks what most answers are: the question as it was asked, and records of types A, AAAA,
+// CNAME and SOA whose names have only letters, digits, hyphens and underscores, and an OPT record without
+// options. Names that are pointers to the question share its string. asked is the question in
+// presentation form. It is false for everything else, faults included, which is left to the library.
+func (q *question) decode(msg []byte, asked *dns.Question) (*dns.Msg, bool) {
+	if !q.shareable || len(msg) < q.end || binary.BigEndian.Uint16(msg[4:]) != 1 ||
+		string(msg[headerLen:q.end]) != string(q.wire[headerLen:q.end]) {
+		return nil, false
+	}
+	d := decoder{msg: msg, off: q.end, question: asked.Name}
+	m := &dns.Msg{Question: []dns.Question{*asked}}
+	m.Id = binary.BigEndian.Uint16(msg)
+	m.Response = msg[2]&0x80 != 0
+	m.Opcode = int(msg[2]>>3) & 0xf
+	m.Authoritative = msg[2]&0x04 != 0
+	m.Truncated = msg[2]&0x02 != 0
+	m.RecursionDesired = msg[2]&0x01 != 0
+	m.RecursionAvailable = msg[3]&0x80 != 0
+	m.Zero = msg[3]&0x40 != 0
+	m.AuthenticatedData = msg[3]&0x20 != 0
+	m.CheckingDisabled = msg[3]&0x10 != 0
+	m.Rcode = int(msg[3] & 0x0f)
+	m.Answer = d.records(binary.BigEndian.Uint16(msg[6:]))
+	m.Ns = d.records(binary.BigEndian.Uint16(msg[8:]))
+	m.Extra = d.records(binary.BigEndian.Uint16(msg[10:]))
+	if d.failed || d.off != len(msg) {
+		return nil, false
+	}
+	if d.opts > 0 {
+		if opt := m.IsEdns0(); opt != nil {
+			m.Rcode |= opt.ExtendedRcode()
+		}
+	}
+	return m, d.opts <= 1
+}
+
+// unpack reads an answer to q.
+func (q *question) unpack(msg []byte) (*dns.Msg, error) {
+	if m, ok := q.decode(msg, &q.asked); ok {
+		return m, nil
+	}
+	m := new(dns.Msg)
+	if err := m.Unpack(msg); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// decoder reads records. After a failure it reads nothing any more.
+type decoder struct {
+	msg      []byte
+	off      int
+	question string
+	opts     int
+	failed   bool
+}
+
+func (d *decoder) records(n uint16) []dns.RR {
+	// A record has 11 octets at least: what cannot be there gets no room.
+	if n == 0 || d.failed || int(n) > (len(d.msg)-d.off)/11 {
+		d.failed = d.failed || n > 0
+		return nil
+	}
+	list := make([]dns.RR, 0, n)
+	for range n {
+		rr := d.record()
+		if rr == nil {
+			d.failed = true
+			return nil
+		}
+		list = append(list, rr)
+	}
+	return list
+}
+
+// record returns the next record, nil where it is none of the types.
+func (d *decoder) record() dns.RR {
+	owner, ok := d.name(len(d.msg))
+	if !ok || d.off+10 > len(d.msg) {
+		return nil
+	}
+	head := d.msg[d.off : d.off+10]
+	h := dns.RR_Header{
+		Name: owner, Rrtype: binary.BigEndian.Uint16(head), Class: binary.BigEndian.Uint16(head[2:]),
+		Ttl: binary.BigEndian.Uint32(head[4:]), Rdlength: binary.BigEndian.Uint16(head[8:]),
+	}
+	d.off += 10
+	end := d.off + int(h.Rdlength)
+	if end > len(d.msg) {
+		return nil
+	}
+	switch h.Rrtype {
+	case dns.TypeA:
+		if h.Rdlength == 4 {
+			rr := &dns.A{Hdr: h, A: append(make([]byte, 0, 4), d.msg[d.off:end]...)}
+			d.off = end
+			return rr
+		}
+	case dns.TypeAAAA:
+		if h.Rdlength == 16 {
+			rr := &dns.AAAA{Hdr: h, AAAA: append(make([]byte, 0, 16), d.msg[d.off:end]...)}
+			d.off = end
+			return rr
+		}
+	case dns.TypeCNAME:
+		if target, ok := d.name(end); ok && d.off == end {
+			return &dns.CNAME{Hdr: h, Target: target}
+		}
+	case dns.TypeSOA:
+		return d.soa(h, end)
+	case dns.TypeOPT:
+		if h.Rdlength == 0 && owner == "." {
+			d.opts++
+			return &dns.OPT{Hdr: h}
+		}
+	}
+	return nil
+}
+
+func (d *decoder) soa(h dns.RR_Header, end int) dns.RR {
+	ns, ok := d.name(end)
+	if !ok {
+		return nil
+	}
+	mbox, ok := d.name(end)
+	if !ok || d.off+20 != end {
+		return nil
+	}
+	number := func(i int) uint32 { return binary.BigEndian.Uint32(d.msg[d.off+4*i:]) }
+	rr := &dns.SOA{Hdr: h, Ns: ns, Mbox: mbox, Serial: number(0), Refresh: number(1), Retry: number(2), Expire: number(3), Minttl: number(4)}
+	d.off = end
+	return rr
+}
+
+// name reads a name whose octets here end before limit.
+func (d *decoder) name(limit int) (string, bool) {
+	msg := d.msg
+	if d.off+2 <= limit && msg[d.off] == 0xc0 && msg[d.off+1] == headerLen {
+		d.off += 2
+		return d.question, true
+	}
+	// Longer names than this have hardly ever been seen, and the stack is small.
+	var room [128]byte
+	name := room[:0]
+	off, pointers := d.off, 0
+	for {
+		if off >= limit {
+			return "", false
+		}
+		n := int(msg[off])
+		off++
+		switch {
+		case n == 0:
+			if pointers == 0 {
+				d.off = off
+			}
+			if len(name) == 0 {
+				return ".", true
+			}
+			return string(name), true
+		case n >= 0xc0:
+			if off >= limit {
+				return "", false
+			}
+			to := n&0x3f<<8 | int(msg[off])
+			if pointers == 0 {
+				d.off = off + 1
+			}
+			if pointers++; pointers > 8 {
+				return "", false
+			}
+			off, limit = to, len(msg)
+		case n > 63, off+n > limit, len(name)+n+1 > len(room):
+			return "", false
+		default:
+			for _, b := range msg[off : off+n] {
+				if !plain(b) {
+					return "", false
+				}
+				name = append(name, b)
+			}
+			name = append(name, '.')
+			off += n
+		}
+	}
+}
+
+// plain reports whether b stands for itself in presentation form, and in a hostname.
+func plain(b byte) bool {
+	return 'a' <= b && b <= 'z' || '0' <= b && b <= '9' || b == '-' || b == '_' || 'A' <= b && b <= 'Z'
+}
