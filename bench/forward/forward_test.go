@@ -26,24 +26,38 @@ var (
 	window   = flag.Int("window", 128, "questions in flight")
 	profiles = flag.String("profiles", "", "a directory for CPU profiles of the servers, one of the last round of each")
 	length   = flag.Duration("length", 3*time.Second, "how long one measurement takes")
+	beside   = flag.String("beside", "", "a further program to measure, such as ours of another commit")
+	fast     = flag.Bool("fastpath", false, "measure ours once more with the directive fastpath in its block")
 )
 
-// build makes both servers and returns the programs' paths by name.
-func build(t *testing.T) map[string]string {
+// contender is a program with what its block of the Corefile has besides bind and forward.
+type contender struct {
+	name, program, options string
+}
+
+// build makes the servers.
+func build(t *testing.T) []contender {
 	t.Helper()
 	if !*compare {
 		t.Skip("measures for a minute and more: -compare runs it")
 	}
 	dir := t.TempDir()
-	programs := map[string]string{}
-	for _, name := range []string{"ours", "stock", "floor"} {
-		programs[name] = filepath.Join(dir, name)
-		cmd := exec.Command("go", "build", "-o", programs[name], "./"+name)
+	var all []contender
+	for _, name := range []string{"stock", "ours", "floor"} {
+		program := filepath.Join(dir, name)
+		cmd := exec.Command("go", "build", "-o", program, "./"+name)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %v\n%s", cmd, err, out)
 		}
+		all = append(all, contender{name: name, program: program})
 	}
-	return programs
+	if *fast {
+		all = append(all, contender{name: "ours+fastpath", program: all[1].program, options: "fastpath"})
+	}
+	if *beside != "" {
+		all = append(all, contender{name: "beside", program: *beside})
+	}
+	return all
 }
 
 type process struct {
@@ -54,13 +68,13 @@ type process struct {
 
 // start runs a server that forwards to upstreams and waits until it answers. It asks no more than it
 // needs to: the first questions are what opens connections.
-func start(t *testing.T, program string, stanza string) *process {
+func start(t *testing.T, c contender, stanza string) *process {
 	t.Helper()
 	addr := freePort(t)
 	_, port, _ := strings.Cut(addr, ":")
-	cmd := exec.Command(program, "-corefile", fmt.Sprintf(".:%s {\nbind 127.0.0.1\n%s\n}\n", port, stanza))
+	cmd := exec.Command(c.program, "-corefile", fmt.Sprintf(".:%s {\nbind 127.0.0.1\n%s\n%s\n}\n", port, c.options, stanza))
 	if *profiles != "" {
-		cmd.Args = append(cmd.Args, "-cpuprofile", filepath.Join(*profiles, fmt.Sprintf("%s-%s.pprof", strings.ReplaceAll(t.Name(), "/", "-"), filepath.Base(program))))
+		cmd.Args = append(cmd.Args, "-cpuprofile", filepath.Join(*profiles, fmt.Sprintf("%s-%s.pprof", strings.ReplaceAll(t.Name(), "/", "-"), c.name)))
 	}
 	cmd.Stderr = os.Stderr
 	stdin, err := cmd.StdinPipe()
@@ -79,7 +93,7 @@ func start(t *testing.T, program string, stanza string) *process {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	t.Fatalf("%s does not answer", program)
+	t.Fatalf("%s does not answer", c.name)
 	return nil
 }
 
@@ -151,44 +165,63 @@ func median(rows []row) row {
 	}
 }
 
-// inTurns measures the servers in each round, and reports the medians side by side.
-func inTurns(t *testing.T, what string, measure func(t *testing.T, program string) row, more ...string) {
-	programs := build(t)
-	rows := map[string][]row{}
-	for range *rounds {
-		for _, name := range append([]string{"stock", "ours"}, more...) {
-			rows[name] = append(rows[name], measure(t, programs[name]))
-		}
+// inTurns measures each program once in each round, and reports the medians side by side.
+func inTurns(t *testing.T, what string, measure func(t *testing.T, c contender) row, floor bool) {
+	contenders := build(t)
+	if !floor {
+		contenders = slices.DeleteFunc(contenders, func(c contender) bool { return c.name == "floor" })
 	}
-	s, o := median(rows["stock"]), median(rows["ours"])
-	ratio := func(a, b float64) string {
-		if b == 0 {
-			return "-"
+	rows := map[string][]row{}
+	for i := range *rounds {
+		for j := range contenders {
+			c := contenders[(i+j)%len(contenders)] // none of them always follows the same one
+			rows[c.name] = append(rows[c.name], measure(t, c))
 		}
-		return fmt.Sprintf("%.2f", a/b)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%s (medians of %d)\n%-10s %10s %9s %10s %10s %8s %9s %7s %9s\n", what, *rounds,
+	fmt.Fprintf(&b, "\n%s (medians of %d)\n%-14s %10s %9s %10s %10s %8s %9s %7s %9s\n", what, *rounds,
 		"", "µs/query", "qps", "p50", "p99", "TCP", "SERVFAIL", "lost", "exchanges")
-	for _, name := range append([]string{"stock", "ours"}, more...) {
-		r := median(rows[name])
-		fmt.Fprintf(&b, "%-10s %10.1f %9.0f %10s %10s %8d %9d %7d %9d\n", name, r.cpu, r.qps,
+	for _, c := range contenders {
+		r := median(rows[c.name])
+		fmt.Fprintf(&b, "%-14s %10.1f %9.0f %10s %10s %8d %9d %7d %9d\n", c.name, r.cpu, r.qps,
 			r.p50.Round(10*time.Microsecond), r.p99.Round(10*time.Microsecond), r.conns, r.failed, r.lost, r.asked)
 	}
-	if len(more) > 0 {
-		floor := median(rows["floor"])
-		fmt.Fprintf(&b, "%-10s %10s\n", "less floor", ratio(o.cpu-floor.cpu, s.cpu-floor.cpu))
+	fmt.Fprintf(&b, "divided by stock of the same round\n")
+	for _, c := range contenders[1:] {
+		var ratios []row
+		for i, o := range rows[c.name] {
+			ratios = append(ratios, o.dividedBy(rows["stock"][i]))
+		}
+		r := median(ratios)
+		fmt.Fprintf(&b, "%-14s %10.2f %9.2f %10.2f %10.2f %8.2f\n", c.name, r.cpu, r.qps,
+			r.p50.Seconds(), r.p99.Seconds(), float64(r.conns)/100)
 	}
-	fmt.Fprintf(&b, "%-10s %10s %9s %10s %10s %8s\n", "ours/stock", ratio(o.cpu, s.cpu), ratio(o.qps, s.qps),
-		ratio(float64(o.p50), float64(s.p50)), ratio(float64(o.p99), float64(s.p99)), ratio(float64(o.conns), float64(s.conns)))
 	t.Log(b.String())
 }
 
+// dividedBy gives ratios: durations in seconds, connections in hundredths.
+func (r row) dividedBy(o row) row {
+	ratio := func(a, b float64) float64 {
+		if b == 0 {
+			return 0
+		}
+		return a / b
+	}
+	seconds := func(a, b time.Duration) time.Duration {
+		return time.Duration(ratio(float64(a), float64(b)) * float64(time.Second))
+	}
+	return row{
+		cpu: ratio(r.cpu, o.cpu), qps: ratio(r.qps, o.qps),
+		p50: seconds(r.p50, o.p50), p99: seconds(r.p99, o.p99),
+		conns: int64(100 * ratio(float64(r.conns), float64(o.conns))),
+	}
+}
+
 // misses asks for names of which none was asked before, upstream 1 ms away.
-func misses(stanza string, rate float64, clients int) func(*testing.T, string) row {
-	return func(t *testing.T, program string) row {
+func misses(stanza string, rate float64, clients int) func(*testing.T, contender) row {
+	return func(t *testing.T, c contender) row {
 		u := startUpstream(t, time.Millisecond)
-		p := start(t, program, fmt.Sprintf(stanza, u.addr))
+		p := start(t, c, fmt.Sprintf(stanza, u.addr))
 		l := load{addr: p.addr, clients: clients, rate: rate, duration: 500 * time.Millisecond, patience: 5 * time.Second, name: freshName}
 		l.run(t) // warm
 		l.duration = *length
@@ -210,31 +243,31 @@ func misses(stanza string, rate float64, clients int) func(*testing.T, string) r
 
 func TestMissesTCP(t *testing.T) {
 	inTurns(t, fmt.Sprintf("unique misses over force_tcp, upstream 1 ms, window %d", *window),
-		misses("forward . %s {\nforce_tcp\n}", 0, *window), "floor")
+		misses("forward . %s {\nforce_tcp\n}", 0, *window), true)
 }
 
 func TestMissesUDP(t *testing.T) {
 	inTurns(t, fmt.Sprintf("unique misses over UDP, upstream 1 ms, window %d", *window),
-		misses("forward . %s", 0, *window), "floor")
+		misses("forward . %s", 0, *window), true)
 }
 
 func TestMissesSteady(t *testing.T) {
 	inTurns(t, "unique misses over force_tcp, upstream 1 ms, 2,000 a second",
-		misses("forward . %s {\nforce_tcp\n}", 2000, 64))
+		misses("forward . %s {\nforce_tcp\n}", 2000, 64), true)
 }
 
 // silence has two upstreams, of which one falls silent. What is measured begins when a client has waited
 // for it first: twice the length of the healthy start is given to notice.
-func silence(stanza string) func(*testing.T, string) row {
-	return func(t *testing.T, program string) row {
+func silence(stanza string) func(*testing.T, contender) row {
+	return func(t *testing.T, c contender) row {
 		alive, dying := startUpstream(t, time.Millisecond), startUpstream(t, time.Millisecond)
-		p := start(t, program, fmt.Sprintf(stanza, alive.addr, dying.addr))
+		p := start(t, c, fmt.Sprintf(stanza, alive.addr, dying.addr))
 		l := load{addr: p.addr, clients: 400, rate: 400, duration: 2 * time.Second, patience: 5 * time.Second, name: freshName}
 		healthy := l.run(t)
 		dying.silent.Store(true)
 		l.duration = 8 * time.Second
 		r := l.run(t)
-		t.Logf("%s: p99 healthy %s, with one silent %s, slowest %s", filepath.Base(program),
+		t.Logf("%s: p99 healthy %s, with one silent %s, slowest %s", c.name,
 			healthy.quantile(0.99).Round(10*time.Microsecond), r.quantile(0.99).Round(10*time.Microsecond), r.quantile(1).Round(time.Millisecond))
 		p.stop(t)
 		return row{p50: r.quantile(0.5), p99: r.quantile(0.99), failed: r.failed, lost: r.lost,
@@ -244,23 +277,23 @@ func silence(stanza string) func(*testing.T, string) row {
 }
 
 func TestSilenceUDP(t *testing.T) {
-	inTurns(t, "one of two upstreams falls silent, UDP, 400 a second", silence("forward . %s %s"))
+	inTurns(t, "one of two upstreams falls silent, UDP, 400 a second", silence("forward . %s %s"), false)
 }
 
 func TestSilenceTCP(t *testing.T) {
-	inTurns(t, "one of two upstreams falls silent, force_tcp, 400 a second", silence("forward . %s %s {\nforce_tcp\n}"))
+	inTurns(t, "one of two upstreams falls silent, force_tcp, 400 a second", silence("forward . %s %s {\nforce_tcp\n}"), false)
 }
 
 // TestOneName has 1,000 clients ask the same cold name at once.
 func TestOneName(t *testing.T) {
-	inTurns(t, "1,000 clients ask one cold name, upstream 200 ms", func(t *testing.T, program string) row {
+	inTurns(t, "1,000 clients ask one cold name, upstream 200 ms", func(t *testing.T, c contender) row {
 		u := startUpstream(t, 200*time.Millisecond)
-		p := start(t, program, "forward . "+u.addr+" {\nforce_tcp\n}")
+		p := start(t, c, "forward . "+u.addr+" {\nforce_tcp\n}")
 		before := u.queries.Load()
 		name := freshName()
 		// Within 100 ms, so that they neither overflow the socket's buffer nor come after the answer.
 		r := load{addr: p.addr, clients: 1000, rate: 10_000, duration: 100 * time.Millisecond, patience: 5 * time.Second, name: func() string { return name }}.run(t)
 		p.stop(t)
 		return row{p50: r.quantile(0.5), p99: r.quantile(0.99), failed: r.failed, lost: r.lost, conns: u.conns.Load(), asked: u.queries.Load() - before}
-	})
+	}, false)
 }

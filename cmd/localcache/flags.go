@@ -31,6 +31,7 @@ type serveFlags struct {
 	upstreamSvc    string
 	healthPort     port
 	reloadBySignal bool
+	fastpath       onOff
 
 	conf        string
 	dnsPort     port
@@ -44,7 +45,7 @@ type serveFlags struct {
 
 // newServeFlags declares the flags with their defaults.
 func newServeFlags() (*serveFlags, *flag.FlagSet) {
-	f := &serveFlags{syncInterval: seconds(nodenet.DefaultCheck), dnsPort: 53}
+	f := &serveFlags{syncInterval: seconds(nodenet.DefaultCheck), dnsPort: 53, fastpath: true}
 	fs := flag.NewFlagSet("localcache serve", flag.ContinueOnError)
 	fs.Var(&f.localIPs, "localip", "comma-separated `addresses` that pods query; they are put on the interface and kept out of connection tracking")
 	fs.BoolVar(&f.setupInterface, "setupinterface", true, "create the interface and put the addresses on it")
@@ -60,6 +61,7 @@ func newServeFlags() (*serveFlags, *flag.FlagSet) {
 	fs.StringVar(&f.upstreamSvc, "upstreamsvc", "kube-dns", "`name` of the Service whose cluster IP, from the environment, __PILLAR__CLUSTER__DNS__ stands for")
 	fs.Var(&f.healthPort, "health-port", "`port` of a health endpoint that is to be kept out of connection tracking too; the Corefile's own is known without it")
 	fs.BoolVar(&f.reloadBySignal, "reloadwithsignal", false, "reload as soon as the rendered Corefile changes, without the reload plugin")
+	fs.Var(&f.fastpath, "fastpath", "`on|off`: answer cache hits at the socket; with -localip in each block that can be, else in those with the directive fastpath")
 
 	fs.StringVar(&f.conf, "conf", "", "Corefile to serve (`file`), or stdin; with a -basecorefile it is written, atomically (default ./Corefile)")
 	fs.Var(&f.dnsPort, "dns.port", "`port` of server blocks that name none, and of the rules")
@@ -207,6 +209,28 @@ func (d *seconds) Set(v string) error {
 		return errors.New("accepted are seconds or a duration from 1s to 24h, such as 60, 60s or 1m")
 	}
 	*d = seconds(t)
+	return nil
+}
+
+// onOff is a switch that is written as a word.
+type onOff bool
+
+func (o *onOff) String() string {
+	if *o {
+		return "on"
+	}
+	return "off"
+}
+
+func (o *onOff) Set(v string) error {
+	switch v {
+	case "on", "true":
+		*o = true
+	case "off", "false":
+		*o = false
+	default:
+		return errors.New("accepted are on and off")
+	}
 	return nil
 }
 

@@ -46,7 +46,7 @@ import (
 
 // ownDirectives are localcache's words. They come before all of CoreDNS's: setup makes the interface
 // that bind may name and the address that health may listen on. forward is ours too, and stands in
-// CoreDNS's place for it.
+// CoreDNS's place for it; fastpath stands directly behind cache, which it looks at.
 var ownDirectives = []string{"setup"}
 
 // coreDNSDirectives are the compiled-in words that CoreDNS knows, sorted by name; CoreDNS's own list gives
@@ -72,12 +72,16 @@ func registerDirectives() error {
 			})
 		}
 	}
-	return dnsserver.SetDirectives(slices.Concat(ownDirectives, known))
+	order := slices.Insert(known, slices.Index(known, "cache")+1, fastpathDirective)
+	return dnsserver.SetDirectives(slices.Concat(ownDirectives, order))
 }
+
+// fastpathDirective is ours and has its place among CoreDNS's.
+const fastpathDirective = "fastpath"
 
 // builtIn lists every directive that works, sorted.
 func builtIn() []string {
-	all := slices.Concat(ownDirectives, coreDNSDirectives)
+	all := slices.Concat(ownDirectives, coreDNSDirectives, []string{fastpathDirective})
 	slices.Sort(all)
 	return all
 }

@@ -23,6 +23,7 @@ import (
 
 	"localcache.dev/localcache/internal/corefile"
 	"localcache.dev/localcache/internal/observe"
+	"localcache.dev/localcache/plugin/fastpath"
 	"localcache.dev/localcache/plugin/forward"
 	"localcache.dev/localcache/plugin/setup"
 )
@@ -95,6 +96,8 @@ type server struct {
 	ahead  *forward.Plugin // the way to the upstreams
 	source *corefile.Source
 	reload chan struct{} // a reload is wanted; one waiting is enough
+
+	skipped sync.Map // lines of blocks without a place for fastpath, that were named
 }
 
 func (s *server) run(stdout io.Writer) error {
@@ -211,7 +214,10 @@ func (s *server) assemble() error {
 	s.node.Register()
 	s.ahead = forward.New(forward.Options{Statistics: observe.NewUpstreams(0)})
 	s.ahead.Register()
-	if err := errors.Join(s.node.RegisterMetrics(), s.ahead.RegisterMetrics(prometheus.DefaultRegisterer)); err != nil {
+	fast := fastpath.New(fastpath.Options{Off: !bool(s.flags.fastpath)})
+	fast.Register()
+	reg := prometheus.DefaultRegisterer
+	if err := errors.Join(s.node.RegisterMetrics(), s.ahead.RegisterMetrics(reg), fast.RegisterMetrics(reg)); err != nil {
 		return err
 	}
 	s.source, err = corefile.NewSource(corefile.Options{
@@ -252,6 +258,16 @@ func (s *server) load(serverType string) (caddy.Input, error) {
 	name, content, err := s.source.Load()
 	if err != nil {
 		return nil, err
+	}
+	if len(s.flags.localIPs) > 0 && bool(s.flags.fastpath) {
+		var skipped []int
+		content, skipped = corefile.AddDirective(content, fastpathDirective)
+		for _, line := range skipped {
+			// At each look of the reload directive this would be said again.
+			if _, said := s.skipped.LoadOrStore(line, true); !said {
+				s.log.Infof("%s:%d: no fast path for this block: its first directive has to stand on a line of its own, within braces", name, line)
+			}
+		}
 	}
 	return caddy.CaddyfileInput{Filepath: name, Contents: content, ServerTypeName: serverType}, nil
 }

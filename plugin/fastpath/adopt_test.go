@@ -1,0 +1,176 @@
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin/cache"
+	"github.com/coredns/coredns/plugin/loadbalance"
+	"github.com/miekg/dns"
+)
+
+// The unexported fields of others that are read are there and have the types that are expected. If this fails
+// with another version of CoreDNS or caddy, the fast path would be off.
+func TestUnexportedFields(t *testing.T) {
+	var listener caddy.ServerListener
+	if _, err := field[caddy.Server](&listener, "server"); err != nil {
+		t.Error(err)
+	}
+	if _, err := field[net.PacketConn](&listener, "packet"); err != nil {
+		t.Error(err)
+	}
+	if _, err := sitesOf(&dnsserver.Server{}); err != nil {
+		t.Error(err)
+	}
+	o, err := readCacheOptions(cache.New())
+	if err != nil {
+		t.Error(err)
+	}
+	if o.percentage != 10 {
+		t.Errorf("a new cache prefetches in the last %d %%", o.percentage)
+	}
+	for _, store := range []string{"pcache", "ncache"} {
+		if _, err := cachedItem(cache.New(), store, 1); err != nil {
+			t.Error(err)
+		}
+	}
+	if shufflesAtRandom(loadbalance.LoadBalance{}) {
+		t.Error("a loadbalance without a policy")
+	}
+	for _, name := range []string{"nothing", "Next"} {
+		if _, err := field[bool](cache.New(), name); err == nil {
+			t.Errorf("the field %q of cache was read as a bool", name)
+		}
+	}
+}
+
+// A socket that is not found is served by CoreDNS, with one warning.
+func TestSocketNotFound(t *testing.T) {
+	find := tested.find
+	tested.find = func(*caddy.Instance, *dnsserver.Server) (*net.UDPConn, error) { return nil, errors.New("no such luck") }
+	defer func() { tested.find = find }()
+	u := newUpstream(t)
+	from := len(logged.String())
+	port := freePort(t)
+	r := run(t, fmt.Sprintf(".:%d {\n bind 127.0.0.1 127.0.0.2\n cache\n fastpath\n forward . UPSTREAM\n}", port), u)
+	for i := range 2 {
+		c := dial(t, r.addr(i))
+		for range 3 {
+			if m := c.ask("a.example.", dns.TypeA); len(m.Answer) != 1 {
+				t.Errorf("answer %v", m)
+			}
+		}
+	}
+	if n := strings.Count(logged.since(from), "no such luck"); n != 1 {
+		t.Errorf("%d warnings: %s", n, logged.since(from))
+	}
+	labels := map[string]string{"server": fmt.Sprintf("dns://127.0.0.1:%d", port), "reason": "no_socket"}
+	if n := series(t, "coredns_fastpath_adopted", labels); n != 1 {
+		t.Errorf("%d series of adopted with %v", n, labels)
+	}
+	r.ShutdownCallbacks()
+	if n := series(t, "coredns_fastpath_adopted", labels); n != 0 {
+		t.Errorf("%d series of adopted after the end", n)
+	}
+	tested.warned.Store(false)
+}
+
+func TestServersOfAllKinds(t *testing.T) {
+	for name, test := range map[string]struct {
+		corefile string
+		servers  int
+		network  string
+	}{
+		"several binds": {".:0 {\n bind 127.0.0.1 127.0.0.2 127.0.0.3\n cache\n fastpath\n forward . UPSTREAM\n}", 3, ""},
+		"IPv6":          {".:0 {\n bind ::1\n cache\n fastpath\n forward . UPSTREAM\n}", 1, ""},
+		"shed":          {".:0 {\n bind 127.0.0.1\n shed\n cache\n fastpath\n forward . UPSTREAM\n}", 1, ""},
+		"shed in another block": {".:0 {\n bind 127.0.0.1\n shed\n cache\n fastpath\n forward . UPSTREAM\n}\n" +
+			"x.:0 {\n bind 127.0.0.1\n cache\n fastpath\n forward . UPSTREAM\n}", 1, ""},
+		"everything that passes": {".:0 {\n bind 127.0.0.1\n metadata\n cancel\n nsid\n bufsize\n prometheus 127.0.0.1:0\n errors\n local\n any\n loadbalance\n cache\n fastpath 100\n template IN MX example {\n answer \"{{ .Name }} 60 IN MX 10 a.\"\n }\n forward . UPSTREAM\n}", 1, ""},
+		"twice":                  {".:0 {\n bind 127.0.0.1\n fastpath off\n cache\n fastpath 7\n forward . UPSTREAM\n}", 1, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := run(t, test.corefile, newUpstream(t))
+			if n := len(r.Servers()); n != test.servers {
+				t.Fatalf("%d servers", n)
+			}
+			for i := range test.servers {
+				c := dial(t, r.addr(i))
+				if m := c.untilHit("a.example.", dns.TypeA); len(m.Answer) != 1 {
+					t.Errorf("answer %v", m)
+				}
+				if m := c.exchange(nsid("a.example.")); len(m.Answer) != 1 {
+					t.Errorf("answer %v", m)
+				}
+			}
+		})
+	}
+}
+
+// nsid is a query that is not plain, so that miekg/dns answers it.
+func nsid(name string) *dns.Msg {
+	q := question(name, dns.TypeA).SetEdns0(1232, false)
+	q.IsEdns0().Option = []dns.EDNS0{&dns.EDNS0_NSID{Code: dns.EDNS0NSID}}
+	return q
+}
+
+func TestMultisocket(t *testing.T) {
+	u := newUpstream(t)
+	port := freePort(t)
+	r := run(t, fmt.Sprintf(".:%d {\n bind 127.0.0.1\n multisocket 2\n cache\n fastpath\n forward . UPSTREAM\n}", port), u)
+	// The start does not wait until its servers serve.
+	eventually(t, "both sockets are adopted", func() bool {
+		return sum(t, "coredns_fastpath_adopted", map[string]string{"server": fmt.Sprintf("dns://127.0.0.1:%d", port)}) == 2
+	})
+	// What one learnt, the other knows: many clients come to both.
+	dial(t, r.addr(0)).untilHit("a.example.", dns.TypeA)
+	before, asked := hits(t), u.asked.Load()
+	for range 64 {
+		dial(t, r.addr(0)).ask("a.example.", dns.TypeA)
+	}
+	eventually(t, "all 64 are hits", func() bool { return hits(t) >= before+64 })
+	if n := u.asked.Load(); n != asked {
+		t.Errorf("the upstream was asked %d times more", n-asked)
+	}
+}
+
+// On a socket that is bound to no address, replies leave from the one that was asked: hits, misses, and what is not
+// plain. A connected client would not see another's.
+func TestWildcard(t *testing.T) {
+	u := newUpstream(t)
+	r := run(t, ".:0 {\n cache\n fastpath\n forward . UPSTREAM\n}", u)
+	_, port, err := net.SplitHostPort(r.addr(0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"127.0.0.1", "127.0.0.7", "::1"} {
+		c := dial(t, net.JoinHostPort(host, port))
+		c.ask("miss."+strings.ReplaceAll(host, ":", "x")+".", dns.TypeA)
+		c.untilHit("a.example.", dns.TypeA)
+		c.exchange(nsid("a.example."))
+	}
+}
+
+func series(t testing.TB, name string, labels map[string]string) int {
+	t.Helper()
+	n := 0
+	for _, m := range gather(t, name) {
+		ok := true
+		for k, v := range labels {
+			found := false
+			for _, l := range m.GetLabel() {
+				found = found || l.GetName() == k && l.GetValue() == v
+			}
+			ok = ok && found
+		}
+		if ok {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,142 @@
+package fastpath
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/udpbatch"
+	"localcache.dev/localcache/internal/wire"
+)
+
+// exchange is one plain query on its way through the chain. It is the context and the dns.ResponseWriter of the
+// query, and what plugins may hold on to after its end, so that it is not used again.
+type exchange struct {
+	socket   *socket
+	query    wire.Query
+	peer     udpbatch.Peer
+	client   netip.AddrPort
+	received int64 // by clock
+	size     int
+	payload  [maxPlain]byte
+
+	req    dns.Msg
+	remote net.UDPAddr
+	writer dns.Writer
+
+	block  *block      // whose cache it came to; written by the handlers' goroutine
+	missed atomic.Bool // that cache did not have it
+	class  uint32      // of the reply; 0: it is not to be learnt
+	pass   int64       // from when on hits are for the chain again; 0: never
+}
+
+// maxPlain is the longest plain query (internal/wire): a header, a name, type and class, an OPT record.
+const maxPlain = 12 + 255 + 4 + 11
+
+// serve has the chain answer the query, as dnsserver and miekg/dns do.
+func (x *exchange) serve() {
+	k := x.socket
+	from := x.client.Addr()
+	x.remote = net.UDPAddr{IP: from.AsSlice(), Port: int(x.client.Port()), Zone: from.Zone()}
+	x.writer = dns.Writer(rawWriter{x})
+	if k.decorate != nil {
+		x.writer = k.decorate(x.writer)
+	}
+	if err := x.req.Unpack(x.payload[:x.size]); err != nil {
+		x.req.SetRcodeFormatError(&x.req)
+		x.req.Ns, x.req.Answer, x.req.Extra = nil, nil, nil
+		_ = x.WriteMsg(&x.req) // as miekg/dns: there is nobody to tell
+		return
+	}
+	k.server.ServeDNS(x, x, &x.req)
+}
+
+// Deadline implements context.Context: like dnsserver's own, this one has none.
+func (*exchange) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// Done implements context.Context.
+func (*exchange) Done() <-chan struct{} { return nil }
+
+// Err implements context.Context.
+func (*exchange) Err() error { return nil }
+
+// Value implements context.Context, with what dnsserver's contexts have.
+func (x *exchange) Value(key any) any {
+	switch key.(type) {
+	case dnsserver.Key:
+		return x.socket.server
+	case dnsserver.LoopKey:
+		return 0
+	case exchangeKey:
+		return x
+	}
+	return nil
+}
+
+// LocalAddr implements dns.ResponseWriter.
+func (x *exchange) LocalAddr() net.Addr { return x.socket.udp.LocalAddr() }
+
+// RemoteAddr implements dns.ResponseWriter.
+func (x *exchange) RemoteAddr() net.Addr { return &x.remote }
+
+// buffers are for packing. What is longer than most replies goes back too: Go frees them in time.
+var buffers = sync.Pool{New: func() any { b := make([]byte, dns.DefaultMsgSize); return &b }}
+
+// WriteMsg implements dns.ResponseWriter.
+func (x *exchange) WriteMsg(m *dns.Msg) error {
+	var signed []byte
+	if t := m.IsTsig(); t != nil {
+		var err error
+		if signed, _, err = dns.TsigGenerate(m, x.socket.server.TsigSecret[t.Hdr.Name], "", false); err != nil {
+			return err
+		}
+		_, err = x.writer.Write(signed)
+		return err
+	}
+	x.classify(m)
+	if x.socket.decorate != nil { // which may keep what it is given
+		data, err := m.Pack()
+		if err != nil {
+			return err
+		}
+		_, err = x.writer.Write(data)
+		return err
+	}
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	data, err := m.PackBuffer(*buf)
+	if err != nil {
+		return err
+	}
+	_, err = x.Write(data)
+	return err
+}
+
+// Write implements dns.ResponseWriter: it sends a packed reply.
+func (x *exchange) Write(data []byte) (int, error) {
+	if err := udpbatch.Send(x.socket.udp, data, &x.peer); err != nil {
+		return 0, err
+	}
+	x.learn(data)
+	return len(data), nil
+}
+
+// rawWriter is what a decorator is put around, as miekg/dns does.
+type rawWriter struct{ *exchange }
+
+// Close implements dns.ResponseWriter.
+func (*exchange) Close() error { return nil }
+
+// TsigStatus implements dns.ResponseWriter: a plain query has no signature.
+func (*exchange) TsigStatus() error { return nil }
+
+// TsigTimersOnly implements dns.ResponseWriter.
+func (*exchange) TsigTimersOnly(bool) {}
+
+// Hijack implements dns.ResponseWriter.
+func (*exchange) Hijack() {}

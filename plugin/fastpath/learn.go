@@ -1,0 +1,198 @@
+package fastpath
+
+import (
+	"math"
+	"strings"
+	"time"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/plugin/pkg/rcode"
+	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/replay"
+	"localcache.dev/localcache/internal/wire"
+)
+
+const second = int64(time.Second)
+
+// classify decides whether the reply m may be learnt, and under what class. It runs before m is packed, behind
+// dnsserver's ScrubWriter: m is what the client gets.
+func (x *exchange) classify(m *dns.Msg) {
+	x.class = 0
+	b := x.block
+	if b == nil || !b.on || x.missed.Load() || !replayable(x.query.Type(), x.query.Class()) || m.Truncated ||
+		m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
+		return
+	}
+	compressed := m.Compress
+	m.Compress = false
+	size := m.Len()
+	m.Compress = compressed
+	// ScrubWriter compresses what is longer than 1480 octets for a client with IPv4, and than 1220 with IPv6. In
+	// between the reply depends on more than the query.
+	if size > 1220 && size <= 1480 || size > math.MaxUint16 {
+		return
+	}
+	if x.query.EDNS() {
+		// prometheus, which comes before ScrubWriter, does not see the OPT record.
+		size -= optSize
+	}
+	if compressed && !lowerCase(m.Question) {
+		return
+	}
+	ttl, ok := commonTTL(m)
+	if !ok || b.options.staleTTL != 0 && ttl == b.options.staleTTL {
+		return // it may be a stale answer, which cache would have tried to refresh
+	}
+	denial := isDenial(m)
+	if b.options.prefetch > 0 {
+		if x.pass, ok = x.passAfter(b, m, denial, ttl); !ok {
+			return
+		}
+	}
+	qname := m.Question[0].Name
+	zone := ""
+	if b.metrics != nil {
+		if zone = plugin.Zones(b.metrics.ZoneNames()).Matches(qname); zone == "" {
+			zone = "."
+		}
+	}
+	c := x.socket.count.classes.of(class{block: b, zone: zone, rcode: m.Rcode, denial: denial})
+	if c == 0 {
+		return
+	}
+	x.class = c<<16 | uint32(size)
+	if compressed {
+		x.class |= classCompressed
+	}
+}
+
+const optSize = 11 // RFC 6891, section 6.1.2, without options
+
+// learn stores a packed reply that classify found fit.
+func (x *exchange) learn(data []byte) {
+	if x.class == 0 || x.missed.Load() || len(data) > wire.MaxAnswer {
+		return
+	}
+	x.socket.store.Put(&x.query, data, replay.PutOptions{
+		Now: x.received, PassAfter: x.pass, Class: x.class, Rotate: x.block.rotate,
+	})
+	x.class = 0
+}
+
+// replayable tells types and classes whose answers may be kept. HINFO is how loop finds loops; 128 to 255 are types
+// of questions and transactions (RFC 6895, section 3.1), and 41 is OPT.
+func replayable(qtype, qclass uint16) bool {
+	switch {
+	case qclass != dns.ClassINET, qtype == 0, qtype == dns.TypeHINFO, qtype == dns.TypeOPT, qtype >= 128 && qtype <= 255:
+		return false
+	}
+	return true
+}
+
+func lowerCase(questions []dns.Question) bool {
+	return len(questions) == 1 && questions[0].Name == strings.ToLower(questions[0].Name)
+}
+
+// commonTTL is the one TTL that cache gives all records of a hit. Where there are several, it was none.
+func commonTTL(m *dns.Msg) (uint32, bool) {
+	ttl, seen := uint32(0), false
+	for _, section := range [...][]dns.RR{m.Answer, m.Ns, m.Extra} {
+		for _, rr := range section {
+			h := rr.Header()
+			if h.Rrtype == dns.TypeOPT {
+				continue
+			}
+			if seen && h.Ttl != ttl {
+				return 0, false
+			}
+			ttl, seen = h.Ttl, true
+		}
+	}
+	return ttl, seen && ttl > 0
+}
+
+// passAfter is from when on hits of an answer are for cache again, so that it prefetches what it would without us.
+// It prefetches at a hit in the last percentage of the TTL, if as many hits came before it as it was
+// told, with no gap of its duration. So an answer is not replayed before cache counted enough hits; in the last
+// percentage they all pass; and before that one now and then, so that cache sees no gap where there is none.
+func (x *exchange) passAfter(b *block, m *dns.Msg, denial bool, ttl uint32) (int64, bool) {
+	o := b.options
+	d, ok := demandOf(b.cache, denial, strings.ToLower(m.Question[0].Name), m, x.query.DO())
+	if !ok || d.hits < o.prefetch || d.ttl < ttl {
+		return 0, false
+	}
+	threshold := int64(math.Ceil(float64(o.percentage) / 100 * float64(d.ttl)))
+	// TTLs are whole seconds of another beginning: the last one may be shorter.
+	window := int64(ttl) - threshold - 1
+	if window <= 0 {
+		return 0, false
+	}
+	return x.received + min(window*second, max(int64(o.duration)/4, second)), true
+}
+
+// isDenial tells which of cache's two stores a hit came from: NXDOMAIN and NODATA have one of their own
+// (RFC 2308). A chain of CNAMEs that ends without a record of the type is NODATA if an SOA record says for
+// how long.
+func isDenial(m *dns.Msg) bool {
+	if m.Rcode == dns.RcodeNameError {
+		return true
+	}
+	soa := false
+	for _, rr := range m.Ns {
+		soa = soa || rr.Header().Rrtype == dns.TypeSOA
+	}
+	return soa && (len(m.Answer) == 0 || !answers(m))
+}
+
+// answers tells whether a record of the asked type is at the end of the CNAMEs that begin at the question.
+func answers(m *dns.Msg) bool {
+	q := m.Question[0]
+	name := q.Name
+	for range len(m.Answer) + 1 {
+		target, ambiguous := "", false
+		for _, rr := range m.Answer {
+			if c, ok := rr.(*dns.CNAME); ok && c.Hdr.Class == q.Qclass && strings.EqualFold(c.Hdr.Name, name) {
+				ambiguous = ambiguous || target != "" && !strings.EqualFold(target, c.Target)
+				target = c.Target
+			}
+		}
+		switch {
+		case ambiguous:
+			return false
+		case q.Qtype == dns.TypeCNAME:
+			return target != ""
+		case target != "":
+			name = target
+			continue
+		}
+		for _, rr := range m.Answer {
+			h := rr.Header()
+			if h.Rrtype == q.Qtype && h.Class == q.Qclass && strings.EqualFold(h.Name, name) {
+				return true
+			}
+		}
+		return false
+	}
+	return false // the CNAMEs go round
+}
+
+// class is what hits are counted under.
+type class struct {
+	block  *block
+	zone   string // of prometheus
+	rcode  int
+	denial bool
+}
+
+// A replayed answer's class, as the store keeps it: the length of the uncompressed answer without OPT in the lower
+// half, which prometheus counts; the number of a class above it; and a mark.
+const (
+	classCompressed = 1 << 31
+	maxClasses      = 1<<15 - 1
+)
+
+func classNumber(tag uint32) uint32 { return tag &^ classCompressed >> 16 }
+func classSize(tag uint32) int      { return int(uint16(tag)) }
+
+func (c *class) rcodeLabel() string { return rcode.ToString(c.rcode) }

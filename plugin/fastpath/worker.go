@@ -1,0 +1,186 @@
+package fastpath
+
+import (
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+)
+
+const (
+	// defaultInFlight bounds the misses in flight. At 1 ms to kube-dns and 20,000 misses a second there are 20;
+	// when an upstream is silent for the 2 s that forward gives it, 2048 are 1,000 questions a second
+	// that nobody answers. One takes about 40 KiB (measured), stack and messages together, so all of them
+	// 80 MiB; workers that are not needed end after idleTime.
+	defaultInFlight = 2048
+	// idleTime is how long a worker that has nothing to do keeps its stack warm.
+	idleTime = 30 * time.Second
+	// warmStack is what a parked worker seems to use of its stack. The garbage collector halves a stack of
+	// which less than a quarter is used: with 8 KiB it leaves 32 KiB alone, which the chain of a miss needs.
+	warmStack = 8 << 10
+)
+
+// refusal is why a miss is dropped.
+type refusal int
+
+const (
+	admitted    refusal = iota
+	overloaded          // as many are in flight as may be
+	clientShare         // the client has its share in flight
+	stopped             // the process ends
+	numRefusals
+)
+
+var refusalNames = [numRefusals]string{overloaded: "overload", clientShare: "client_share", stopped: "stopped"}
+
+// pool is the workers of an instance. The one that was busy last works next, because its stack is the one that is
+// still in the processor's caches, and so that the others get idle enough to end.
+type pool struct {
+	limit int
+
+	mu      sync.Mutex
+	idle    []*worker // the last one was busy last
+	busy    int
+	clients map[netip.Addr]int // in flight
+	users   int                // sockets that are being served
+	closed  chan struct{}      // closes when there are none; nil before the first
+	trimmer sync.WaitGroup
+}
+
+type worker struct {
+	work  chan *exchange
+	since time.Time // idle
+}
+
+func newPool(limit int) *pool {
+	return &pool{limit: limit, clients: map[netip.Addr]int{}}
+}
+
+// open is called for each socket that is to use the pool, close when it does so no more.
+func (p *pool) open() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.users++; p.users == 1 {
+		p.closed = make(chan struct{})
+		closed := p.closed
+		p.trimmer.Go(func() { p.trim(closed) })
+	}
+}
+
+func (p *pool) close() {
+	p.mu.Lock()
+	p.users--
+	last := p.users == 0
+	if last {
+		close(p.closed)
+		for _, w := range p.idle {
+			close(w.work)
+		}
+		p.idle = nil
+	}
+	p.mu.Unlock()
+	if last {
+		p.trimmer.Wait()
+	}
+}
+
+// submit hands x to a worker, unless too many are in flight. A client may have as many as there are still free:
+// one alone gets half of all, n that ask for more than there is get an n+1st each, and there
+// is always room for the first query of another.
+func (p *pool) submit(x *exchange) refusal {
+	client := x.client.Addr()
+	p.mu.Lock()
+	switch n := p.clients[client]; {
+	case p.users == 0:
+		p.mu.Unlock()
+		return stopped
+	case p.busy >= p.limit:
+		p.mu.Unlock()
+		return overloaded
+	case n >= p.limit-p.busy:
+		p.mu.Unlock()
+		return clientShare
+	default:
+		p.clients[client] = n + 1
+	}
+	p.busy++
+	var w *worker
+	if n := len(p.idle); n > 0 {
+		w = p.idle[n-1]
+		p.idle[n-1] = nil
+		p.idle = p.idle[:n-1]
+	}
+	p.mu.Unlock()
+	if w == nil {
+		w = &worker{work: make(chan *exchange, 1)}
+		go w.run(p)
+	}
+	w.work <- x
+	return admitted
+}
+
+// run serves one exchange after the other.
+//
+//go:noinline
+func (w *worker) run(p *pool) {
+	// It parks below a frame of this size.
+	var warm [warmStack]byte
+	w.loop(p, &warm)
+	runtime.KeepAlive(&warm)
+}
+
+//go:noinline
+func (w *worker) loop(p *pool, _ *[warmStack]byte) {
+	for x := range w.work {
+		w.serve(p, x)
+		if !p.release(w, x) {
+			return
+		}
+	}
+}
+
+// serve is left by a panic only where debug has CoreDNS not recover, and the process ends.
+func (w *worker) serve(p *pool, x *exchange) {
+	defer x.socket.flying.Done()
+	x.serve()
+}
+
+// release takes back the place of x, and reports whether w is to wait for another.
+func (p *pool) release(w *worker, x *exchange) bool {
+	client := x.client.Addr()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.busy--
+	if n := p.clients[client]; n > 1 {
+		p.clients[client] = n - 1
+	} else {
+		delete(p.clients, client)
+	}
+	if p.users == 0 {
+		return false
+	}
+	w.since = time.Now()
+	p.idle = append(p.idle, w)
+	return true
+}
+
+// trim ends workers that have been idle for long. They are the first of the list.
+func (p *pool) trim(closed <-chan struct{}) {
+	ticker := time.NewTicker(idleTime / 3)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-closed:
+			return
+		case now := <-ticker.C:
+			p.mu.Lock()
+			n := 0
+			for n < len(p.idle) && now.Sub(p.idle[n].since) > idleTime {
+				close(p.idle[n].work)
+				n++
+			}
+			p.idle = append([]*worker(nil), p.idle[n:]...)
+			p.mu.Unlock()
+		}
+	}
+}
