@@ -1,0 +1,202 @@
+// Package coredns runs CoreDNS's own end-to-end tests, all plugins included, with the directive fastpath in
+// every server block and without: whatever passes without it has to pass with it.
+//
+//	cd e2e/coredns && go test -suite -v .
+//
+// The tests are read from the CoreDNS release of go.mod when they are run. It is a module of its own, because
+// CoreDNS's plugins need much that localcache does not.
+package coredns
+
+import (
+	"encoding/json"
+	"flag"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+var suite = flag.Bool("suite", false, "run CoreDNS's tests: about two minutes after a long compilation")
+
+// leftOut are files of CoreDNS's test directory that are not taken, and why.
+var leftOut = map[string]string{
+	"acme_test.go": "needs an ACME server as a further dependency, and serves no UDP",
+}
+
+// envInject has the suite put the directive into each server block.
+const envInject = "LOCALCACHE_INJECT"
+
+func TestCoreDNS(t *testing.T) {
+	if !*suite {
+		t.Skip("takes a long compilation: -suite runs it")
+	}
+	coredns := module(t)
+	binary := compile(t, coredns)
+	wanted := run(t, coredns, binary, false, "")
+	got := run(t, coredns, binary, true, "")
+	// Some of CoreDNS's tests fail now and then by themselves, whole runs of TestView among them.
+	for range retries {
+		failed := failures(wanted, got)
+		if len(failed) == 0 {
+			break
+		}
+		pattern := "^(" + strings.Join(failed, "|") + ")$"
+		t.Logf("again: %s", strings.Join(failed, " "))
+		better(wanted, run(t, coredns, binary, false, pattern))
+		better(got, run(t, coredns, binary, true, pattern))
+	}
+	passed := 0
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		w, g := wanted[name], got[name]
+		switch {
+		case w.action != "pass":
+			t.Logf("%s: %s without the fast path, %s with it\n%s", name, w.action, g.action, w.output)
+		case g.action == "pass":
+			passed++
+		default:
+			t.Errorf("%s passes without the fast path; with it: %q\n%s", name, g.action, g.output)
+		}
+	}
+	t.Logf("%d tests pass with and without the fast path", passed)
+	// Fewer would mean that the tests did not run.
+	if passed < 150 {
+		t.Errorf("%d tests passed, want at least 150", passed)
+	}
+}
+
+// retries is how often a test that failed is run again, with and without the fast path.
+const retries = 4
+
+// failures are the tests, without their parts, that failed in one of the runs.
+func failures(runs ...map[string]ended) []string {
+	var names []string
+	for _, r := range runs {
+		for name, e := range r {
+			if e.action == "fail" && !strings.Contains(name, "/") {
+				names = append(names, name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// better takes over the tests of a later run that passed.
+func better(r, again map[string]ended) {
+	for name, e := range again {
+		if e.action == "pass" {
+			r[name] = e
+		}
+	}
+}
+
+// module is the folder of CoreDNS's release.
+func module(t *testing.T) string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/coredns/coredns").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// compile builds the package suite with CoreDNS's test files laid over it.
+func compile(t *testing.T, coredns string) string {
+	t.Helper()
+	here, err := filepath.Abs("suite")
+	if err != nil {
+		t.Fatal(err)
+	}
+	source := filepath.Join(coredns, "test")
+	files, err := filepath.Glob(filepath.Join(source, "*.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no tests in %s, %v", source, err)
+	}
+	overlay := map[string]string{}
+	for _, f := range files {
+		if _, out := leftOut[filepath.Base(f)]; !out {
+			overlay[filepath.Join(here, filepath.Base(f))] = f
+		}
+	}
+	dir := t.TempDir()
+	// Every test gives its Corefile to NewInput.
+	const plain, injected = "corefile: []byte(corefile)", "corefile: []byte(inject(corefile))"
+	server, err := os.ReadFile(filepath.Join(source, "server.go"))
+	if err != nil || strings.Count(string(server), plain) != 1 {
+		t.Fatalf("%s/server.go does not take the Corefile as it did: %v", source, err)
+	}
+	patched := filepath.Join(dir, "server.go")
+	if err := os.WriteFile(patched, []byte(strings.Replace(string(server), plain, injected, 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	overlay[filepath.Join(here, "server.go")] = patched
+	b, err := json.Marshal(map[string]any{"Replace": overlay})
+	if err != nil {
+		t.Fatal(err)
+	}
+	table := filepath.Join(dir, "overlay.json")
+	if err := os.WriteFile(table, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	binary := filepath.Join(dir, "suite.test")
+	t.Log("compiling CoreDNS with all its plugins ...")
+	build := exec.Command("go", "test", "-c", "-vet=off", "-overlay", table, "-o", binary, "./suite")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", build, err, out)
+	}
+	return binary
+}
+
+// ended is how a test ended.
+type ended struct {
+	action string // pass, fail or skip
+	output string // of one that failed
+}
+
+// run runs the suite in a folder that stands to CoreDNS's others as its test folder does.
+// The pattern names the tests; empty is all.
+func run(t *testing.T, coredns, binary string, inject bool, pattern string) map[string]ended {
+	t.Helper()
+	root := t.TempDir()
+	for _, name := range []string{"plugin", "core", "man", "plugin.cfg"} {
+		if err := os.Symlink(filepath.Join(coredns, name), filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir := filepath.Join(root, "test")
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("go", "tool", "test2json", "-t", binary, "-test.v=test2json", "-test.timeout=8m", "-test.run="+pattern)
+	cmd.Dir = dir
+	if inject {
+		cmd.Env = append(os.Environ(), envInject+"=1")
+	}
+	out, err := cmd.Output()
+	result := map[string]ended{}
+	output := map[string]*strings.Builder{}
+	for line := range strings.Lines(string(out)) {
+		var e struct{ Action, Test, Output string }
+		if json.Unmarshal([]byte(line), &e) != nil || e.Test == "" {
+			continue
+		}
+		if output[e.Test] == nil {
+			output[e.Test] = new(strings.Builder)
+		}
+		switch e.Action {
+		case "pass", "skip":
+			result[e.Test] = ended{action: e.Action}
+		case "fail":
+			result[e.Test] = ended{"fail", output[e.Test].String()}
+		case "output":
+			output[e.Test].WriteString(e.Output)
+		}
+	}
+	if len(result) == 0 {
+		t.Fatalf("no test ran: %v\n%s", err, out)
+	}
+	return result
+}
