@@ -195,7 +195,7 @@ func (r *Reader) receive(fd uintptr) (int, unix.Errno) {
 		}
 	}
 	r.used = 0
-	got, _, errno := unix.Syscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(len(r.hdrs)), unix.MSG_DONTWAIT, 0, 0)
+	got, _, errno := unix.RawSyscall6(unix.SYS_RECVMMSG, fd, uintptr(unsafe.Pointer(&r.hdrs[0])), uintptr(len(r.hdrs)), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		// The one that failed may have been written to.
 		r.used = 1

@@ -101,7 +101,7 @@ func (w *Writer) Flush() (failed int, err error) {
 
 func (w *Writer) onWritable(fd uintptr) bool {
 	for w.off < w.n {
-		sent, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&w.hdrs[w.off])), uintptr(w.n-w.off), unix.MSG_DONTWAIT, 0, 0)
+		sent, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, fd, uintptr(unsafe.Pointer(&w.hdrs[w.off])), uintptr(w.n-w.off), unix.MSG_DONTWAIT, 0, 0)
 		switch {
 		case errno == 0:
 			w.off += int(sent)
