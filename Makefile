@@ -11,7 +11,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A static binary needs no C library. VCS stamping gives it its version.
 BUILDFLAGS := -trimpath -buildvcs=auto -ldflags='-s -w'
 
-.PHONY: help build run test lint e2e-uml e2e-deploy e2e-coredns fuzz bench bench-peers image clean
+.PHONY: help build run test lint e2e-uml e2e-deploy e2e-coredns e2e-kube fuzz bench bench-peers image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ e2e-deploy: ## check deploy/ against the Kubernetes types and schemas
 
 e2e-coredns: ## run CoreDNS's own tests with the fast path in every block
 	cd e2e/coredns && $(GO) vet ./... && $(GO) test -count=1 -suite -v .
+
+e2e-kube: ## deploy/ in a real two-node Kubernetes cluster, as root; RUN=TestNftables for the short part
+	@e2e/kube/kubernetes/build.sh >/dev/null
+	cd e2e/kube && $(GO) vet ./... && $(GO) test -count=1 ./image ./probe && $(GO) test -count=1 -timeout 30m -v -kube $(if $(RUN),-run '$(RUN)')
 
 fuzz: ## fuzz each parser of bytes from outside for FUZZTIME (10s)
 	@.ci/fuzz $(or $(FUZZTIME),10s)

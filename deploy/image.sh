@@ -3,8 +3,12 @@
 #
 #   deploy/image.sh [TARGET]     TARGET: localcache (default) or localcache-iptables
 #
-# IMAGE   name and tag of the image (default TARGET:dev)
-# ENGINE  docker, podman or buildah (default: the first that is there and works)
+# IMAGE    name and tag of the image (default TARGET:dev)
+# ENGINE   docker, podman or buildah (default: the first that is there and works)
+# ARCHIVE  a file to write the image to as well, for nodes that load it without a registry
+# FILES    a folder to lay the image's files out in; no image is built then
+#
+# Status 3: nothing here builds images.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,7 +43,9 @@ works() {
 }
 engine=
 tried=()
+[ -z "${FILES:-}" ] || engine=none
 for e in ${ENGINE:-docker podman buildah}; do
+  [ -z "$engine" ] || break
   if ! command -v "$e" >/dev/null; then
     tried+=("$e: not installed")
   elif ! works "$e"; then
@@ -53,7 +59,7 @@ if [ -z "$engine" ]; then
   echo "image.sh: nothing here builds images:" >&2
   printf '  %s\n' "${tried[@]}" >&2
   echo "Install or start one of them, or name it: ENGINE=podman make image" >&2
-  exit 1
+  exit 3
 fi
 
 # CA certificates for tls:// upstreams come from this machine, because the image has no base.
@@ -69,11 +75,16 @@ if [ -z "$certs" ]; then
   exit 1
 fi
 
+files=${FILES:-bin/image}
 rm -rf bin/image
 trap 'rm -rf bin/image' EXIT
-install -D -m 0755 "$binary" bin/image/localcache
-install -D -m 0644 "$certs" bin/image/etc/ssl/certs/ca-certificates.crt
-install -D -m 0644 LICENSE bin/image/LICENSE
+install -D -m 0755 "$binary" "$files/localcache"
+install -D -m 0644 "$certs" "$files/etc/ssl/certs/ca-certificates.crt"
+install -D -m 0644 LICENSE "$files/LICENSE"
+if [ "$engine" = none ]; then
+  echo "laid out in $files"
+  exit
+fi
 
 # The version is the binary's own; the first line reads "localcache VERSION".
 version=$("$binary" version | awk 'NR == 1 {print $2}')
@@ -88,3 +99,13 @@ case $engine in
   buildah) buildah build --format docker "${args[@]}" ;;
 esac
 echo "built $image"
+
+if [ -n "${ARCHIVE:-}" ]; then
+  rm -f "$ARCHIVE" # podman and buildah do not write over one
+  case $engine in
+    docker) docker save -o "$ARCHIVE" "$image" ;;
+    podman) podman save -q --format docker-archive -o "$ARCHIVE" "$image" ;;
+    buildah) buildah push -q "$image" "docker-archive:$ARCHIVE:$image" ;;
+  esac
+  echo "wrote $ARCHIVE"
+fi

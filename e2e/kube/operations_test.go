@@ -1,0 +1,123 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"localcache.dev/localcache/e2e/kube/cluster"
+)
+
+// follow runs the nth block of commands of a section of the manual, as the administrator would, and returns
+// what they printed.
+func (l *lab) follow(ctx context.Context, t *testing.T, section string, n int) string {
+	t.Helper()
+	started := time.Now()
+	out, err := l.Shell(ctx, l.folder, manualCommands(t, section)[n])
+	if err != nil {
+		t.Fatalf("%s, section %q, block %d: %v\n%s", manual, section, n+1, err, out)
+	}
+	progress("%s: %q, block %d took %.1f s", manual, section, n+1, time.Since(started).Seconds())
+	return out
+}
+
+// install installs localcache and checks it, as the manual says.
+func (l *lab) install(ctx context.Context, t *testing.T) {
+	t.Helper()
+	l.follow(ctx, t, "Install", 0)
+	l.check(ctx, t)
+}
+
+// check makes the three checks by which an administrator sees that it works.
+func (l *lab) check(ctx context.Context, t *testing.T) {
+	t.Helper()
+	const section = "Check that it works"
+	if out := l.follow(ctx, t, section, 0); !strings.Contains(out, "successfully rolled out") {
+		t.Errorf("rollout status says %q", out)
+	}
+	if out := l.follow(ctx, t, section, 1); !strings.Contains(out, "169.254.25.10") || !strings.Contains(out, "10.96.0.1") {
+		t.Errorf("nslookup says %q", out)
+	}
+	want := strings.Repeat("coredns_setup_rules_in_place 1\n", len(l.Nodes))
+	if out := l.follow(ctx, t, section, 2); out != want {
+		t.Errorf("the metrics say %q, want %q", out, want)
+	}
+}
+
+// requireImage waits until each node has one pod, with this image: `rollout status` does not wait for the end of
+// the old pods.
+func (l *lab) requireImage(ctx context.Context, t *testing.T, when, image string) {
+	t.Helper()
+	l.awaitPods(ctx, t, caches[ours].label, func([]cluster.Pod) error { return nil })
+	out, err := l.Kubectl(ctx, "-n", "kube-system", "get", "pods", "-l", caches[ours].label,
+		"-o", "jsonpath={.items[*].spec.containers[0].image}")
+	must(t, err)
+	if got, want := fmt.Sprint(strings.Fields(out)), fmt.Sprint([]string{image, image}); got != want {
+		t.Errorf("%s the nodes run %s, want %s", when, got, want)
+	}
+}
+
+// testOperations goes on from an installed localcache through the manual, to its end.
+func (l *lab) testOperations(ctx context.Context, t *testing.T) {
+	// The faults before it have changed the DaemonSet by other means.
+	l.requireManifest(ctx, t)
+
+	l.follow(ctx, t, "Upgrade", 0)
+	l.requireImage(ctx, t, "after the upgrade", imageV2)
+	l.check(ctx, t)
+
+	l.follow(ctx, t, "Roll back", 0)
+	l.requireImage(ctx, t, "after undo", imageV1)
+	l.follow(ctx, t, "Roll back", 1)
+	l.requireImage(ctx, t, "after the old tag was applied", imageV1)
+	l.check(ctx, t)
+
+	// Uninstall. The lab's part of step 1: kubelets and the pods of the tests.
+	for _, n := range l.Nodes {
+		must(t, n.SetClusterDNS(ctx, cluster.KubeDNS))
+	}
+	must(t, l.restartClients(ctx))
+	l.follow(ctx, t, "Uninstall", 0)
+	if out := l.follow(ctx, t, "Uninstall", 1); !strings.Contains(out, "removed") {
+		t.Errorf("teardown does not say that it removed something: %q", out)
+	}
+	for _, n := range l.Nodes {
+		requireNothingLeft(ctx, t, n)
+	}
+	// Pods resolve as before the installation.
+	for _, p := range l.clients(ctx, t) {
+		out, err := l.Exec(ctx, p.Name, "/probe", "lookup", "host:web")
+		if err != nil || !strings.Contains(out, webAddress) {
+			t.Errorf("after the end, %s on %s: %q, %v", p.Name, p.Node, out, err)
+		}
+	}
+}
+
+// requireManifest puts the DaemonSet back to what the manual installed.
+func (l *lab) requireManifest(ctx context.Context, t *testing.T) {
+	t.Helper()
+	out, err := l.Shell(ctx, l.folder, "kubectl apply -k my-cluster && kubectl -n kube-system rollout status daemonset/nodelocaldns --timeout=4m")
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	l.requireImage(ctx, t, "at the beginning", imageV1)
+}
+
+// requireNothingLeft looks at a node for what localcache puts there.
+func requireNothingLeft(ctx context.Context, t *testing.T, n *cluster.Node) {
+	t.Helper()
+	for _, look := range [][]string{
+		{"ip", "-o", "address"}, {"ip", "-o", "link"}, {"nft", "list", "ruleset"},
+		{"iptables-nft-save"}, {"iptables-legacy-save"},
+	} {
+		out, err := n.Run(ctx, look[0], look[1:]...)
+		must(t, err)
+		for line := range strings.Lines(out) {
+			if strings.Contains(line, cluster.LocalAddress) || strings.Contains(line, "localcache") || strings.Contains(line, "nodelocaldns") {
+				t.Errorf("%s: %s still shows %s", n.Name, look[0], line)
+			}
+		}
+	}
+}
