@@ -3,6 +3,7 @@ package observe
 import (
 	"encoding/binary"
 	"hash/maphash"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"sync"
@@ -34,8 +35,8 @@ type QueriesOptions struct {
 // Clients are spread over shards, each with a lock that is held for the time of one query. All methods
 // are safe for concurrent use.
 type Queries struct {
-	limit int32
-	slow  time.Duration
+	limit atomic.Int32
+	slow  atomic.Int64 // nanoseconds
 
 	names   maphash.Seed
 	seed    [3]uint64
@@ -54,16 +55,11 @@ type Queries struct {
 func NewQueries(o QueriesOptions) *Queries { return newQueries(o, time.Now()) }
 
 func newQueries(o QueriesOptions, now time.Time) *Queries {
-	if o.Clients <= 0 {
-		o.Clients = DefaultMaxClients
-	}
-	if o.Slow <= 0 {
-		o.Slow = DefaultSlow
-	}
 	s := &Queries{
-		limit: int32(o.Clients), slow: o.Slow, started: now.UnixNano(),
-		names: maphash.MakeSeed(), seed: [3]uint64{rand.Uint64(), rand.Uint64(), rand.Uint64()},
+		started: now.UnixNano(),
+		names:   maphash.MakeSeed(), seed: [3]uint64{rand.Uint64(), rand.Uint64(), rand.Uint64()},
 	}
+	s.Configure(o)
 	s.clock.latest.Store(s.started)
 	for i := range s.shards {
 		sh := &s.shards[i]
@@ -72,6 +68,27 @@ func newQueries(o QueriesOptions, now time.Time) *Queries {
 	}
 	return s
 }
+
+// Configure changes the bounds. What was counted stays: clients beyond a lower limit keep their places until they
+// have been silent for five minutes and another one asks.
+func (s *Queries) Configure(o QueriesOptions) {
+	if o.Clients <= 0 {
+		o.Clients = DefaultMaxClients
+	}
+	if o.Slow <= 0 {
+		o.Slow = DefaultSlow
+	}
+	s.limit.Store(int32(min(o.Clients, math.MaxInt32)))
+	s.slow.Store(int64(o.Slow))
+}
+
+// Options are the bounds as they are.
+func (s *Queries) Options() QueriesOptions {
+	return QueriesOptions{Clients: int(s.limit.Load()), Slow: time.Duration(s.slow.Load())}
+}
+
+// Started is when the statistics began.
+func (s *Queries) Started() time.Time { return time.Unix(0, s.started) }
 
 // shard holds the clients whose addresses' hashes begin alike, and what their queries have in common.
 type shard struct {
@@ -238,7 +255,7 @@ func (s *Queries) record(q *Query, token *Token, trace *Trace) {
 		}
 	}
 	sh.count(c, q, k, t)
-	if isStory(q, s.slow, trace) {
+	if isStory(q, time.Duration(s.slow.Load()), trace) {
 		overwritten, steps := sh.stories.push(q, trace)
 		if overwritten {
 			sh.lost[LossStory]++
@@ -270,7 +287,7 @@ func (s *Queries) client(sh *shard, addr netip.Addr, hash uint64, t int64) *clie
 	if c := sh.clients.find(addr, uint32(hash)); c != nil {
 		return c
 	}
-	if s.clients.Add(1) > s.limit {
+	if s.clients.Add(1) > s.limit.Load() {
 		s.clients.Add(-1)
 		if !s.evict(sh, t) {
 			return sh.others(t)

@@ -34,6 +34,9 @@ func (s Source) String() string {
 // MarshalText writes the name, for JSON.
 func (s Source) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// NoReply stands for the RCODE of a query that was dropped on purpose: its client got nothing.
+const NoReply = -1
+
 // Query is one client's query and its end. Name is only valid during the call that it is passed to.
 type Query struct {
 	Client   netip.AddrPort // unmapped: IPv4 as IPv4

@@ -47,7 +47,7 @@ type ClientSnapshot struct {
 // ends meanwhile is in it or not. It takes the locks for one client at a time.
 func (s *Queries) Snapshot(now time.Time) *QueriesSnapshot {
 	t := max(s.clock.at(now.UnixNano()), s.clock.latest.Load())
-	v := &QueriesSnapshot{At: now, InFlight: s.inFlight.Load()}
+	v := &QueriesSnapshot{At: now, InFlight: s.inFlight.Load(), Clients: make([]ClientSnapshot, 0, s.clients.Load()+1)}
 	v.Lost[LossNoClient] = s.noClient.Load()
 	v.Coverage = coverage(s.started, t)
 	v.RecentCoverage = recentTops(s.started, t)

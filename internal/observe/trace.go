@@ -103,6 +103,14 @@ func (t *Trace) failed() bool {
 	return false
 }
 
+// WithoutTrace returns a context as ctx without its Trace: for what a query sets off and does not wait for.
+func WithoutTrace(ctx context.Context) context.Context {
+	if TraceFrom(ctx) == nil {
+		return ctx
+	}
+	return WithTrace(ctx, nil)
+}
+
 type traceKey struct{}
 
 // WithTrace returns a context that carries t.

@@ -7,8 +7,8 @@
 // # Reading
 //
 // A reader takes no lock and allocates nothing. A key's hash leads to a shard, and there to a chain of
-// entries. An entry does not change once it can be found, but for its link and its mark of use, which are
-// atomic. So a reader that holds an entry while a writer replaces it still has a whole answer, the one
+// entries. An entry does not change once it can be found, but for its link and what it keeps of its uses,
+// which are atomic. So a reader that holds an entry while a writer replaces it still has a whole answer, the one
 // that was right a moment ago. While a shard's table grows a reader may miss an entry that is there:
 // the question then goes to the chain, which is never wrong.
 //

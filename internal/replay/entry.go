@@ -30,6 +30,11 @@ type Entry struct {
 
 	slot int32         // in its shard; under the shard's lock
 	mark atomic.Uint32 // of use, up to maxMark
+
+	uses   atomic.Uint64 // see uses.go
+	gap    uint32        // of PutOptions, in milliseconds
+	linger uint16        // seconds for which it is kept after until, for its uses
+	limit  uint16        // of uses; 0: they are not counted
 }
 
 // entryCost is what an entry takes beside its data: itself, its slot, and its share of the table and of
@@ -60,6 +65,7 @@ func newEntry(q *wire.Query, answer []byte, a *wire.Answer, o PutOptions) *Entry
 		hash: q.Hash(), stored: o.Now, until: until(a.MinTTL, o), class: o.Class,
 		key: uint16(len(key)), answer: uint16(len(answer)), ttls: uint16(len(a.TTLs)),
 	}
+	e.countUses(a.MinTTL, o)
 	if o.Rotate {
 		e.sets = uint16(len(a.Sets))
 		for _, s := range a.Sets {
@@ -100,6 +106,9 @@ func (e *Entry) is(q *wire.Query) bool {
 
 // Class is the tag that the caller gave the answer.
 func (e *Entry) Class() uint32 { return e.class }
+
+// Key is the key of the query that e is for (wire.Query.Key). It does not change, and is not to be changed.
+func (e *Entry) Key() []byte { return e.data[:e.key:e.key] }
 
 // Len is the length of the answer, in octets.
 func (e *Entry) Len() int { return int(e.answer) }

@@ -121,7 +121,7 @@ func (s *shard) victim(now int64, spared *Entry) *Entry {
 			continue
 		}
 		mark := e.mark.Load()
-		if mark == 0 || now > e.until {
+		if mark == 0 || e.done(now) {
 			return e
 		}
 		e.mark.Store(mark - 1) // a reader's mark that is lost here is no loss
@@ -141,7 +141,7 @@ func (s *shard) stale(now int64) *Entry {
 		s.sweep = 0
 	}
 	e := s.slots[s.sweep]
-	if now > e.until {
+	if e.done(now) {
 		return e // another one takes its slot, so the hand stays
 	}
 	s.sweep++

@@ -3,6 +3,7 @@ package replay
 import (
 	"math/bits"
 	"sync/atomic"
+	"time"
 
 	"localcache.dev/localcache/internal/wire"
 )
@@ -36,6 +37,11 @@ type PutOptions struct {
 	// PassAfter, where it is not 0, is the time from which on Get has nothing, so that the chain sees who
 	// asks and may fetch the answer anew. It is on the same clock.
 	PassAfter int64
+	// Uses, where it and PassAfter are not 0, has up to so many uses counted that follow each other with no gap
+	// longer than Gap, a number of milliseconds, for [Store.TakeUses]. It is at most MaxUses. The entry is kept for
+	// that beyond PassAfter until its TTL is over.
+	Uses int
+	Gap  time.Duration
 	// Class is what Entry.Class says.
 	Class uint32
 	// Rotate has Entry.Append rotate the addresses of an RRset. An answer in which this is not
@@ -79,6 +85,9 @@ func (s *Store) Get(q *wire.Query, now int64) *Entry {
 	}
 	if mark := e.mark.Load(); mark < maxMark {
 		e.mark.Store(mark + 1) // of two at once one may be lost
+	}
+	if e.limit != 0 {
+		e.use(now)
 	}
 	return e
 }
@@ -147,7 +156,7 @@ func (s *Store) put(q *wire.Query, e *Entry, now int64) bool {
 			return false
 		}
 		s.drop(sh, gone)
-		if now > gone.until {
+		if gone.done(now) {
 			s.expired.Add(1)
 		} else {
 			s.evicted.Add(1)
@@ -159,6 +168,10 @@ func (s *Store) put(q *wire.Query, e *Entry, now int64) bool {
 		return true
 	}
 	e.mark.Store(old.mark.Load())
+	if e.until == old.until && e.limit == old.limit {
+		// Two queries at once learnt the same. A use that comes between is lost.
+		e.uses.Store(old.uses.Load())
+	}
 	sh.replace(old, e)
 	return true
 }

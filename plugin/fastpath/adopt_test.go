@@ -34,10 +34,8 @@ func TestUnexportedFields(t *testing.T) {
 	if o.percentage != 10 {
 		t.Errorf("a new cache prefetches in the last %d %%", o.percentage)
 	}
-	for _, store := range []string{"pcache", "ncache"} {
-		if _, err := cachedItem(cache.New(), store, 1); err != nil {
-			t.Error(err)
-		}
+	if it, err := newItems(cache.New()); err != nil || !it.exact {
+		t.Errorf("what a cache knows of an answer cannot be read, or not all of it: %+v, %v", it, err)
 	}
 	if shufflesAtRandom(loadbalance.LoadBalance{}) {
 		t.Error("a loadbalance without a policy")
@@ -54,6 +52,7 @@ func TestSocketNotFound(t *testing.T) {
 	find := tested.find
 	tested.find = func(*caddy.Instance, *dnsserver.Server) (*net.UDPConn, error) { return nil, errors.New("no such luck") }
 	defer func() { tested.find = find }()
+	tested.warned.Store(false)
 	u := newUpstream(t)
 	from := len(logged.String())
 	port := freePort(t)
@@ -78,6 +77,67 @@ func TestSocketNotFound(t *testing.T) {
 		t.Errorf("%d series of adopted after the end", n)
 	}
 	tested.warned.Store(false)
+}
+
+// setupDecorate has a block decorate its server's writers, as shed does.
+func setupDecorate(c *caddy.Controller) error {
+	for c.Next() {
+		dnsserver.GetConfig(c).UDPDecorateWriterFunc = func(*dnsserver.Server) dns.DecorateWriter {
+			return func(w dns.Writer) dns.Writer { return w }
+		}
+	}
+	return nil
+}
+
+// A block without the directive that comes last and decorates its server's writers keeps us out: the log says so, and
+// the metric.
+func TestDecoratorOfAnother(t *testing.T) {
+	u := newUpstream(t)
+	const with = ".:%[1]d {\n bind 127.0.0.1\n cache\n fastpath\n forward . UPSTREAM\n}\n"
+	for name, c := range map[string]struct {
+		corefile string
+		reason   string
+	}{
+		"last":               {with + "x.:%[1]d {\n bind 127.0.0.1\n decorate\n forward . UPSTREAM\n}", "decorator"},
+		"first":              {"x.:%[1]d {\n bind 127.0.0.1\n decorate\n forward . UPSTREAM\n}\n" + with, ""},
+		"none to be adopted": {".:%[1]d {\n bind 127.0.0.1\n log\n cache\n fastpath\n forward . UPSTREAM\n}\nx.:%[1]d {\n bind 127.0.0.1\n decorate\n forward . UPSTREAM\n}", "blocks"},
+		"not our server":     {with + "x.:%[1]d {\n bind 127.0.0.2\n decorate\n forward . UPSTREAM\n}", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			port := freePort(t)
+			server := fmt.Sprintf("dns://127.0.0.1:%d", port)
+			corefile := fmt.Sprintf(c.corefile, port)
+			from := len(logged.String())
+			r := run(t, corefile, u)
+			// A server that does not serve yet cannot be stopped.
+			serving := func() {
+				for i := range r.Servers() {
+					dial(t, r.addr(i)).ask("a.x.", dns.TypeA)
+				}
+			}
+			serving()
+			for range 2 { // the second time after a reload
+				eventually(t, "the metric", func() bool {
+					return series(t, "coredns_fastpath_adopted", map[string]string{"server": server, "reason": c.reason}) == 1
+				})
+				if n := series(t, "coredns_fastpath_adopted", map[string]string{"server": server}); n != 1 {
+					t.Errorf("%d series of adopted", n)
+				}
+				if n := series(t, "coredns_fastpath_adopted", map[string]string{"server": fmt.Sprintf("dns://127.0.0.2:%d", port)}); n != 0 {
+					t.Errorf("%d series of a server that is none of ours", n)
+				}
+				if n := strings.Count(logged.since(from), server+": CoreDNS serves the socket itself: "); n != 0 && c.reason == "" || n == 0 && c.reason != "" {
+					t.Errorf("%d lines in the log", n)
+				}
+				r.reload(corefile, u)
+				serving()
+			}
+			// Once for each start.
+			if n := strings.Count(logged.since(from), server+": CoreDNS serves the socket itself: "); n != 3 && c.reason != "" {
+				t.Errorf("%d lines in the log after three starts", n)
+			}
+		})
+	}
 }
 
 func TestServersOfAllKinds(t *testing.T) {

@@ -11,7 +11,9 @@ import (
 
 	"github.com/miekg/dns"
 
+	"localcache.dev/localcache/internal/observe"
 	"localcache.dev/localcache/internal/udpbatch"
+	"localcache.dev/localcache/internal/wire"
 )
 
 // The benchmarks compare with each other within one run, because machines differ. The load comes from the same
@@ -25,6 +27,13 @@ func BenchmarkHitFastPath(b *testing.B) {
 	benchCorefile(b, "prometheus 127.0.0.1:0\n errors\n cache\n fastpath", hot)
 }
 func BenchmarkHitFastPathAlone(b *testing.B) { benchCorefile(b, "cache\n fastpath", hot) }
+
+// With a recorder, as diag has it: the kernel's timestamps and statistics of clients and names.
+func BenchmarkHitFastPathRecorded(b *testing.B) {
+	tested.options.Queries = observe.NewQueries(observe.QueriesOptions{})
+	defer func() { tested.options.Queries = nil }()
+	benchCorefile(b, "prometheus 127.0.0.1:0\n errors\n cache\n fastpath", hot)
+}
 func BenchmarkHitStock(b *testing.B) {
 	benchCorefile(b, "prometheus 127.0.0.1:0\n errors\n cache", hot)
 }
@@ -68,6 +77,33 @@ func BenchmarkHitEcho(b *testing.B) {
 	benchAddr(b, pc.LocalAddr().String(), hot)
 	c.Close()
 	<-done
+}
+
+// BenchmarkCount is what counting costs a hit, in batches of one and of many.
+func BenchmarkCount(b *testing.B) {
+	u := newUpstream(b)
+	r := run(b, ".:0 {\n bind 127.0.0.1\n prometheus 127.0.0.1:0\n cache\n fastpath\n forward . UPSTREAM\n}", u)
+	dial(b, r.addr(0)).untilHit("a.example.", dns.TypeA)
+	tested.mu.Lock()
+	var c counter
+	for k := range tested.sockets {
+		c = newCounter(tested.metrics, k.count.classes, k.address)
+	}
+	tested.mu.Unlock()
+	var q wire.Query
+	if !q.Parse(pack(b, question("a.example.", dns.TypeA))) {
+		b.Fatal("no plain query")
+	}
+	for _, n := range []int{1, 32} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for i := range b.N {
+				c.add(1<<16|45, &q, 27, false)
+				if i%n == 0 {
+					c.flush(time.Microsecond)
+				}
+			}
+		})
+	}
 }
 
 func hot(i int) *dns.Msg      { return question(fmt.Sprintf("n%d.example.", i%1000), dns.TypeA) }

@@ -26,6 +26,7 @@ type block struct {
 	why     string // it is not
 	rotate  bool   // loadbalance shuffles addresses
 	options cacheOptions
+	items   *items               // of cache; nil where they need not be read, or cannot be
 	metrics *coremetrics.Metrics // of the directive prometheus; nil without
 	zones   string               // what cache's metrics say of its zones
 }
@@ -61,9 +62,9 @@ func (b *block) surround(plugins []plugin.Plugin) {
 
 // judge decides whether the block's hits may be replayed. All chains are compiled and every plugin has
 // read its options.
-func (b *block) judge(m *metrics) {
-	if b.why = b.objection(); b.why == "" && m.cacheErr != nil {
-		b.why = m.cacheErr.Error()
+func (b *block) judge(p *Plugin) {
+	if b.why = b.objection(p.itemsOf); b.why == "" && p.metrics.cacheErr != nil {
+		b.why = p.metrics.cacheErr.Error()
 	}
 	if b.on = b.why == ""; !b.on {
 		return
@@ -73,7 +74,7 @@ func (b *block) judge(m *metrics) {
 }
 
 // objection is why the block's hits may not be replayed; empty where they may.
-func (b *block) objection() string {
+func (b *block) objection(itemsOf func(*cache.Cache) (*items, error)) string {
 	if b.cache == nil {
 		return "it has no cache"
 	}
@@ -93,5 +94,12 @@ func (b *block) objection() string {
 		return "its cache has keepttl, so that a TTL is not the time that is left"
 	}
 	b.options = options
+	if options.prefetch > 0 || options.staleTTL > 0 {
+		items, err := itemsOf(b.cache)
+		if err != nil && options.prefetch > 0 {
+			return "what its cache knows of an answer cannot be read: " + err.Error()
+		}
+		b.items = items
+	}
 	return ""
 }

@@ -54,7 +54,22 @@ type counter struct {
 	server  string
 	tallies []*tally // by class number
 	answers prometheus.Counter
-	hits    []hit // of the batch
+	hits    []hit    // of the batch
+	touched []*count // by them
+}
+
+// count is a counter and what a batch adds to it, so that it is written once a batch: scrapes and other
+// sockets share it.
+type count struct {
+	prometheus.Counter
+	n int
+}
+
+func (c *counter) inc(k *count) {
+	if k.n == 0 {
+		c.touched = append(c.touched, k)
+	}
+	k.n++
 }
 
 // hit is what is counted of one.
@@ -69,18 +84,18 @@ type hit struct {
 // tally are the series of one class, with their labels filled in.
 type tally struct {
 	rcode    int
-	requests [2][len(kinds)]prometheus.Counter // by family and type; nil where none came yet
+	requests [2][len(kinds)]*count // by family and type; nil where none came yet
 
-	dnssec prometheus.Counter // nil before the first with DO
+	dnssec *count // nil before the first with DO
 
 	// nil where the block has no prometheus.
 	duration  prometheus.Observer
 	query     prometheus.Observer
 	reply     prometheus.Observer
-	responses prometheus.Counter
+	responses count
 
-	cacheRequests prometheus.Counter
-	cacheHits     prometheus.Counter
+	cacheRequests count
+	cacheHits     count
 
 	class *class
 }
@@ -125,20 +140,29 @@ func (c *counter) flush(d time.Duration) {
 	for i := range c.hits {
 		h := &c.hits[i]
 		t := c.tally(classNumber(h.tag))
-		t.cacheRequests.Inc()
-		t.cacheHits.Inc()
+		c.inc(&t.cacheRequests)
+		c.inc(&t.cacheHits)
 		if t.duration == nil {
 			continue
 		}
 		if h.do {
-			t.do(c.server).Inc()
+			c.inc(t.do(c.server))
 		}
-		t.request(c.server, h).Inc()
+		c.inc(t.request(c.server, h))
 		t.duration.Observe(seconds)
 		t.reply.Observe(float64(classSize(h.tag)))
 		t.query.Observe(float64(h.query))
-		t.responses.Inc()
+		c.inc(&t.responses)
 	}
+	for _, k := range c.touched {
+		if k.n == 1 {
+			k.Inc()
+		} else {
+			k.Add(float64(k.n))
+		}
+		k.n = 0
+	}
+	c.touched = c.touched[:0]
 	c.answers.Add(float64(len(c.hits)))
 	c.hits = c.hits[:0]
 }
@@ -164,34 +188,34 @@ func (c *counter) tally(number uint32) *tally {
 	// Views are not replayed, so that there is no view's name.
 	t := &tally{
 		class: k, rcode: k.rcode,
-		cacheRequests: c.metrics.cacheRequests.WithLabelValues(c.server, k.block.zones, ""),
-		cacheHits:     c.metrics.cacheHits.WithLabelValues(c.server, kind, k.block.zones, ""),
+		cacheRequests: count{Counter: c.metrics.cacheRequests.WithLabelValues(c.server, k.block.zones, "")},
+		cacheHits:     count{Counter: c.metrics.cacheHits.WithLabelValues(c.server, kind, k.block.zones, "")},
 	}
 	if m := k.block.metrics; m != nil {
 		t.duration = vars.RequestDuration.WithLabelValues(c.server, k.zone, "")
 		t.query = vars.RequestSize.WithLabelValues(c.server, k.zone, "", "udp")
 		t.reply = vars.ResponseSize.WithLabelValues(c.server, k.zone, "", "udp")
-		t.responses = vars.ResponseRcode.WithLabelValues(c.server, k.zone, "", k.rcodeLabel(), m.Next.Name())
+		t.responses.Counter = vars.ResponseRcode.WithLabelValues(c.server, k.zone, "", k.rcodeLabel(), m.Next.Name())
 	}
 	c.tallies[number] = t
 	return t
 }
 
-func (t *tally) do(server string) prometheus.Counter {
+func (t *tally) do(server string) *count {
 	if t.dnssec == nil {
-		t.dnssec = vars.RequestDo.WithLabelValues(server, t.class.zone, "")
+		t.dnssec = &count{Counter: vars.RequestDo.WithLabelValues(server, t.class.zone, "")}
 	}
 	return t.dnssec
 }
 
-func (t *tally) request(server string, h *hit) prometheus.Counter {
+func (t *tally) request(server string, h *hit) *count {
 	family, label := 0, "1"
 	if h.ipv6 {
 		family, label = 1, "2"
 	}
 	r := t.requests[family][h.kind]
 	if r == nil {
-		r = vars.RequestCount.WithLabelValues(server, t.class.zone, "", "udp", label, kindLabel(h.kind))
+		r = &count{Counter: vars.RequestCount.WithLabelValues(server, t.class.zone, "", "udp", label, kindLabel(h.kind))}
 		t.requests[family][h.kind] = r
 	}
 	return r

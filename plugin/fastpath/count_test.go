@@ -16,21 +16,10 @@ import (
 // freePort is a port of 127.0.0.1 that is free for UDP and TCP, so that two servers differ in their label.
 func freePort(t testing.TB) int {
 	t.Helper()
-	for range 100 {
-		ln, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		port := ln.Addr().(*net.TCPAddr).Port
-		ln.Close()
-		pc, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
-		if err == nil {
-			pc.Close()
-			return port
-		}
-	}
-	t.Fatal("no port is free")
-	return 0
+	pc, ln := listenBoth(t)
+	defer pc.Close()
+	defer ln.Close()
+	return pc.LocalAddr().(*net.UDPAddr).Port
 }
 
 // samples are all of coredns_dns_* and coredns_cache_* of one server, but for the sums and buckets of durations.

@@ -10,6 +10,7 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/miekg/dns"
 
+	"localcache.dev/localcache/internal/observe"
 	"localcache.dev/localcache/internal/udpbatch"
 	"localcache.dev/localcache/internal/wire"
 )
@@ -22,6 +23,7 @@ type exchange struct {
 	peer     udpbatch.Peer
 	client   netip.AddrPort
 	received int64 // by clock
+	arrival  observe.Arrival
 	size     int
 	payload  [maxPlain]byte
 
@@ -33,6 +35,7 @@ type exchange struct {
 	missed atomic.Bool // that cache did not have it
 	class  uint32      // of the reply; 0: it is not to be learnt
 	pass   int64       // from when on hits are for the chain again; 0: never
+	uses   int         // how many replays are counted for cache; 0: none
 }
 
 // maxPlain is the longest plain query (internal/wire): a header, a name, type and class, an OPT record.
@@ -53,6 +56,7 @@ func (x *exchange) serve() {
 		_ = x.WriteMsg(&x.req) // as miekg/dns: there is nobody to tell
 		return
 	}
+	x.credit()
 	k.server.ServeDNS(x, x, &x.req)
 }
 
@@ -65,7 +69,7 @@ func (*exchange) Done() <-chan struct{} { return nil }
 // Err implements context.Context.
 func (*exchange) Err() error { return nil }
 
-// Value implements context.Context, with what dnsserver's contexts have.
+// Value implements context.Context, with what dnsserver's contexts have and what only the socket knows.
 func (x *exchange) Value(key any) any {
 	switch key.(type) {
 	case dnsserver.Key:
@@ -74,6 +78,8 @@ func (x *exchange) Value(key any) any {
 		return 0
 	case exchangeKey:
 		return x
+	case observe.ArrivalKey:
+		return &x.arrival
 	}
 	return nil
 }
@@ -119,7 +125,7 @@ func (x *exchange) WriteMsg(m *dns.Msg) error {
 
 // Write implements dns.ResponseWriter: it sends a packed reply.
 func (x *exchange) Write(data []byte) (int, error) {
-	if err := udpbatch.Send(x.socket.udp, data, &x.peer); err != nil {
+	if err := x.socket.replies.send(data, &x.peer, x.socket.instance.pool.crowded()); err != nil {
 		return 0, err
 	}
 	x.learn(data)

@@ -65,7 +65,7 @@ func (in *instance) start() error {
 	all := caddy.Instances()
 	in.caddy = all[len(all)-1]
 	for _, b := range in.blocks {
-		b.judge(in.plugin.metrics)
+		b.judge(in.plugin)
 		if !b.on {
 			in.plugin.log.Infof("%s: cache hits of this block are answered by the chain: %s", b.where, b.why)
 		}
@@ -125,6 +125,48 @@ func (in *instance) adopt(s *dnsserver.Server) dns.DecorateWriter {
 	// The caller would serve the same socket once more, which is closed by now.
 	runtime.Goexit()
 	return nil
+}
+
+// started runs when all servers are being served. One that has a block of ours and does not call us has another
+// block, without the directive, which comes later and decorates its writers: that one's word counts, and the server is
+// CoreDNS's.
+func (in *instance) started(c *caddy.Instance) {
+	for _, listener := range c.Servers() {
+		server, err := field[caddy.Server](&listener, "server")
+		if err != nil {
+			return // its sockets were not found either, and that was said
+		}
+		s, ok := (*server).(*dnsserver.Server)
+		if !ok {
+			continue // of another transport
+		}
+		decorate, err := field[decorator](s, "udpDecorateWriterFunc")
+		if err != nil || *decorate == nil || in.hooks[identity(*decorate)] != nil {
+			continue
+		}
+		sites, err := sitesOf(s)
+		if err != nil || !in.has(sites) {
+			continue
+		}
+		w := objection(sites)
+		if w.reason == "" {
+			w = why{reason: "decorator", text: "a block without fastpath that comes after those with it decorates its replies, as shed does; with fastpath there too it would be ours"}
+		}
+		in.mu.Lock()
+		in.seen[s] = nil
+		in.mu.Unlock()
+		in.leave(s, w)
+	}
+}
+
+// has reports whether one of the sites is of a block with the directive.
+func (in *instance) has(sites []*dnsserver.Config) bool {
+	for _, site := range sites {
+		if f := site.UDPDecorateWriterFunc; f != nil && in.hooks[identity(f)] != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // previous is the decorator that would be in force for the sites without us. Of several the last one of the

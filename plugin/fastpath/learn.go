@@ -18,7 +18,7 @@ const second = int64(time.Second)
 // classify decides whether the reply m may be learnt, and under what class. It runs before m is packed, behind
 // dnsserver's ScrubWriter: m is what the client gets.
 func (x *exchange) classify(m *dns.Msg) {
-	x.class = 0
+	x.class, x.pass, x.uses = 0, 0, 0
 	b := x.block
 	if b == nil || !b.on || x.missed.Load() || !replayable(x.query.Type(), x.query.Class()) || m.Truncated ||
 		m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
@@ -41,14 +41,9 @@ func (x *exchange) classify(m *dns.Msg) {
 		return
 	}
 	ttl, ok := commonTTL(m)
-	if !ok || b.options.staleTTL != 0 && ttl == b.options.staleTTL {
-		return // it may be a stale answer, which cache would have tried to refresh
-	}
 	denial := isDenial(m)
-	if b.options.prefetch > 0 {
-		if x.pass, ok = x.passAfter(b, m, denial, ttl); !ok {
-			return
-		}
+	if !ok || !x.lasts(b, m, denial, ttl) {
+		return
 	}
 	qname := m.Question[0].Name
 	zone := ""
@@ -75,7 +70,8 @@ func (x *exchange) learn(data []byte) {
 		return
 	}
 	x.socket.store.Put(&x.query, data, replay.PutOptions{
-		Now: x.received, PassAfter: x.pass, Class: x.class, Rotate: x.block.rotate,
+		Now: x.received, PassAfter: x.pass, Uses: x.uses, Gap: x.block.options.duration,
+		Class: x.class, Rotate: x.block.rotate,
 	})
 	x.class = 0
 }
@@ -110,25 +106,6 @@ func commonTTL(m *dns.Msg) (uint32, bool) {
 		}
 	}
 	return ttl, seen && ttl > 0
-}
-
-// passAfter is from when on hits of an answer are for cache again, so that it prefetches what it would without us.
-// It prefetches at a hit in the last percentage of the TTL, if as many hits came before it as it was
-// told, with no gap of its duration. So an answer is not replayed before cache counted enough hits; in the last
-// percentage they all pass; and before that one now and then, so that cache sees no gap where there is none.
-func (x *exchange) passAfter(b *block, m *dns.Msg, denial bool, ttl uint32) (int64, bool) {
-	o := b.options
-	d, ok := demandOf(b.cache, denial, strings.ToLower(m.Question[0].Name), m, x.query.DO())
-	if !ok || d.hits < o.prefetch || d.ttl < ttl {
-		return 0, false
-	}
-	threshold := int64(math.Ceil(float64(o.percentage) / 100 * float64(d.ttl)))
-	// TTLs are whole seconds of another beginning: the last one may be shorter.
-	window := int64(ttl) - threshold - 1
-	if window <= 0 {
-		return 0, false
-	}
-	return x.received + min(window*second, max(int64(o.duration)/4, second)), true
 }
 
 // isDenial tells which of cache's two stores a hit came from: NXDOMAIN and NODATA have one of their own

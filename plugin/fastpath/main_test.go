@@ -15,6 +15,7 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
@@ -60,11 +61,14 @@ func TestMain(m *testing.M) {
 	log.SetOutput(&logged)
 	d := slices.Clone(dnsserver.Directives)
 	d = slices.Insert(d, slices.Index(d, "cache")+1, directive)
+	d = slices.Insert(d, slices.Index(d, "cache"), "arrivals", "decorate")
 	if err := dnsserver.SetDirectives(d); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 	tested.Register()
+	plugin.Register("arrivals", setupArrivals)
+	plugin.Register("decorate", setupDecorate)
 	if err := tested.RegisterMetrics(prometheus.DefaultRegisterer); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -110,14 +114,7 @@ type upstream struct {
 // names below fail. with SERVFAIL.
 func newUpstream(t testing.TB) *upstream {
 	t.Helper()
-	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ln, err := net.Listen("tcp", pc.LocalAddr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
+	pc, ln := listenBoth(t)
 	u := &upstream{addr: pc.LocalAddr().String()}
 	u.set(zone)
 	h := dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
@@ -130,6 +127,24 @@ func newUpstream(t testing.TB) *upstream {
 		t.Cleanup(func() { s.Shutdown(); <-done })
 	}
 	return u
+}
+
+// listenBoth opens a port for UDP and TCP: one that the kernel chooses for the one may be in use for the other.
+func listenBoth(t testing.TB) (net.PacketConn, net.Listener) {
+	t.Helper()
+	for range 100 {
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ln, err := net.Listen("tcp", pc.LocalAddr().String())
+		if err == nil {
+			return pc, ln
+		}
+		pc.Close()
+	}
+	t.Fatal("no port is free")
+	return nil, nil
 }
 
 func (u *upstream) set(h func(w dns.ResponseWriter, r *dns.Msg)) { u.handle.Store(&h) }

@@ -11,8 +11,8 @@
 //     (observed.go), so that what stands behind cache cannot matter.
 //   - What stands before cache has to be known to depend on nothing but the query (gate.go). A block with
 //     acl, log, tsig and the like is not copied from, and a log line says which handler it was.
-//   - A copy lives no longer than its TTL, and less where cache has to see the demand to prefetch.
-//     A reload begins with nothing.
+//   - A copy lives no longer than its TTL, and less where cache prefetches, which is told what was answered
+//     until then (demand.go). A reload begins with nothing.
 //   - Hits are counted as the chain would have counted them (count.go).
 //
 // # The way of a query
@@ -28,10 +28,12 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/plugin/cache"
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
 	"localcache.dev/localcache/internal/observe"
@@ -62,6 +64,8 @@ type Plugin struct {
 	log     clog.P
 	metrics *metrics
 	find    func(*caddy.Instance, *dnsserver.Server) (*net.UDPConn, error) // socketOf, but in tests
+	itemsOf func(*cache.Cache) (*items, error)                             // newItems, but in tests
+	now     func() time.Time                                               // time.Now, but in tests
 	warned  atomic.Bool                                                    // that a socket was not found
 
 	mu      sync.Mutex
@@ -79,6 +83,8 @@ func New(o Options) *Plugin {
 		options: o,
 		log:     clog.NewWithPlugin(directive),
 		find:    socketOf,
+		itemsOf: newItems,
+		now:     time.Now,
 		sockets: map[*socket]struct{}{},
 		stock:   map[*dnsserver.Server]why{},
 		drops:   map[uint64]uint32{},
@@ -89,4 +95,14 @@ func New(o Options) *Plugin {
 
 // Register makes the directive known to CoreDNS, which keeps it in a registry of the process: it may be
 // called once. The directive has to stand directly behind cache in dnsserver.Directives.
-func (p *Plugin) Register() { plugin.Register(directive, p.setup) }
+func (p *Plugin) Register() {
+	plugin.Register(directive, p.setup)
+	caddy.RegisterEventHook(directive, func(event caddy.EventName, info any) error {
+		if started, ok := info.(*caddy.Instance); ok && event == caddy.InstanceStartupEvent {
+			if in, ok := started.Storage[instanceKey{}].(*instance); ok {
+				in.started(started)
+			}
+		}
+		return nil
+	})
+}

@@ -48,16 +48,17 @@ type socket struct {
 	store    *replay.Store
 	decorate dns.DecorateWriter // of another plugin; nil: none
 	queries  Recorder
+	replies  *gatherer // to misses
 
 	// The reader's, which is the goroutine that serves the socket and at the end the one that closes it.
-	in     *udpbatch.Reader
-	out    *udpbatch.Writer
-	slab   []byte     // answers of the batch
-	query  wire.Query // the one that is looked at
-	count  counter
-	odd    []int // datagrams of the batch that go to CoreDNS
-	full   int   // batches in a row
-	record observe.Query
+	in    *udpbatch.Reader
+	out   *udpbatch.Writer
+	slab  []byte     // answers of the batch
+	query wire.Query // the one that is looked at
+	count counter
+	odd   []int           // datagrams of the batch that go to CoreDNS
+	full  int             // batches in a row
+	told  []observe.Query // hits of the batch, for the recorder
 
 	reading  sync.Mutex // held by who is the reader
 	stopping atomic.Bool
@@ -84,6 +85,9 @@ func newSocket(in *instance, s *dnsserver.Server, udp *net.UDPConn, sh *shared, 
 		return nil, err
 	}
 	if k.out, err = udpbatch.NewWriter(udp, batchSize); err != nil {
+		return nil, err
+	}
+	if k.replies, err = newGatherer(udp, p.metrics.unsent.WithLabelValues(k.address)); err != nil {
 		return nil, err
 	}
 	if k.cookie, err = udpbatch.Cookie(udp); err != nil {
@@ -132,7 +136,7 @@ func (k *socket) ReadFrom(b []byte) (int, net.Addr, error) {
 // batch answers what it can of the n datagrams that were read and hands on what it cannot. It reports whether
 // reading may go on.
 func (k *socket) batch(n int) bool {
-	arrived := time.Now()
+	arrived := k.plugin.now()
 	now := clock(arrived)
 	missed := false
 	for i := range n {
@@ -149,7 +153,7 @@ func (k *socket) batch(n int) bool {
 			continue
 		}
 		missed = true
-		k.dispatch(i, payload, now)
+		k.dispatch(i, payload, now, arrived)
 	}
 	if len(k.count.hits) > 0 {
 		k.flush(arrived)
@@ -191,38 +195,29 @@ func (k *socket) answer(i int, e *replay.Entry, now int64, arrived time.Time) {
 	}
 }
 
-// flush sends the answers of the batch and counts them.
+// flush sends the answers of the batch, counts them, and hands them to the recorder.
 func (k *socket) flush(arrived time.Time) {
 	failed, err := k.out.Flush()
 	if err != nil || failed > 0 {
 		k.plugin.metrics.unsent.WithLabelValues(k.address).Add(float64(failed))
 	}
 	k.slab = k.slab[:0]
-	k.count.flush(time.Since(arrived))
-}
-
-// tell hands a hit to the recorder. The answer is on its way within the batch.
-func (k *socket) tell(peer *udpbatch.Peer, e *replay.Entry, arrived time.Time) {
-	read := arrived.UnixNano()
-	q := &k.record
-	*q = observe.Query{
-		Client: peer.AddrPort(), ID: k.query.ID(), Proto: observe.UDP, Name: k.query.Name(), Type: k.query.Type(),
-		Rcode: k.count.rcode(e.Class()), Source: observe.FromReplay, Received: read,
+	took := time.Since(arrived)
+	k.count.flush(took)
+	for i := range k.told {
+		q := &k.told[i]
+		q.Duration = q.Queued + took
+		k.queries.Record(q)
 	}
-	if peer.Received != 0 && peer.Received <= read {
-		q.Received = peer.Received
-		q.Queued = time.Duration(read - peer.Received)
-	}
-	q.Duration = q.Queued + time.Since(arrived)
-	k.queries.Record(q)
+	k.told = k.told[:0]
 }
 
 // dispatch gives a miss to a worker, or drops it. A client that gets no answer asks again, in seconds; one
 // that gets REFUSED gives the name up or asks the next server at once, and a flood of refusals costs as
 // much as one of hits.
-func (k *socket) dispatch(i int, payload []byte, now int64) {
+func (k *socket) dispatch(i int, payload []byte, now int64, arrived time.Time) {
 	peer := k.in.Peer(i)
-	x := &exchange{socket: k, query: k.query, peer: *peer, received: now, size: len(payload)}
+	x := &exchange{socket: k, query: k.query, peer: *peer, received: now, arrival: arrival(peer, arrived), size: len(payload)}
 	copy(x.payload[:], payload)
 	x.client = peer.AddrPort()
 	k.flying.Add(1)

@@ -56,6 +56,13 @@ func newPool(limit int) *pool {
 	return &pool{limit: limit, clients: map[netip.Addr]int{}}
 }
 
+// crowded reports whether so many misses are in flight that answers are likely to come in bursts.
+func (p *pool) crowded() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.busy >= crowd
+}
+
 // open is called for each socket that is to use the pool, close when it does so no more.
 func (p *pool) open() {
 	p.mu.Lock()
