@@ -32,6 +32,7 @@ type serveFlags struct {
 	healthPort     port
 	reloadBySignal bool
 	fastpath       onOff
+	diag           onOff
 
 	conf        string
 	dnsPort     port
@@ -45,7 +46,7 @@ type serveFlags struct {
 
 // newServeFlags declares the flags with their defaults.
 func newServeFlags() (*serveFlags, *flag.FlagSet) {
-	f := &serveFlags{syncInterval: seconds(nodenet.DefaultCheck), dnsPort: 53, fastpath: true}
+	f := &serveFlags{syncInterval: seconds(nodenet.DefaultCheck), dnsPort: 53, fastpath: true, diag: true}
 	fs := flag.NewFlagSet("localcache serve", flag.ContinueOnError)
 	fs.Var(&f.localIPs, "localip", "comma-separated `addresses` that pods query; they are put on the interface and kept out of connection tracking")
 	fs.BoolVar(&f.setupInterface, "setupinterface", true, "create the interface and put the addresses on it")
@@ -61,6 +62,7 @@ func newServeFlags() (*serveFlags, *flag.FlagSet) {
 	fs.StringVar(&f.upstreamSvc, "upstreamsvc", "kube-dns", "`name` of the Service whose cluster IP, from the environment, __PILLAR__CLUSTER__DNS__ stands for")
 	fs.Var(&f.healthPort, "health-port", "`port` of a health endpoint that is to be kept out of connection tracking too; the Corefile's own is known without it")
 	fs.BoolVar(&f.reloadBySignal, "reloadwithsignal", false, "reload as soon as the rendered Corefile changes, without the reload plugin")
+	fs.Var(&f.diag, "diag", "`on|off`: record queries and serve diagnostics; with -localip in each block that can be, else in those with the directive diag")
 	fs.Var(&f.fastpath, "fastpath", "`on|off`: answer cache hits at the socket; with -localip in each block that can be, else in those with the directive fastpath")
 
 	fs.StringVar(&f.conf, "conf", "", "Corefile to serve (`file`), or stdin; with a -basecorefile it is written, atomically (default ./Corefile)")

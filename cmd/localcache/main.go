@@ -1,13 +1,15 @@
 // Command localcache is a node-local DNS cache for Kubernetes: CoreDNS with the plugins that such a
 // cache needs, the node's network around it, and the tools to try it out and to take it away again.
 //
-// main only dispatches; each subcommand has a file of its own.
+// main only dispatches; each subcommand has a file of its own. Those that ask a running cache have ask.go in common.
 package main
 
 import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"localcache.dev/localcache/internal/lab"
@@ -32,6 +34,10 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"serve", "run the cache on this node (the default)", serve, serveHelp},
+		{"top", "show who asks most, what is asked for, or how the upstreams do", top, topHelp},
+		{"queries", "show slow and failed queries, with what they waited for", queries, queriesHelp},
+		{"pods", "show one client: its traffic, names, slow and failed queries", pods, podsHelp},
+		{"status", "show whether the cache runs, and how it does", status, statusHelp},
 		{"demo", "run it for real in a private lab of network namespaces", demo, demoHelp},
 		{"teardown", "remove what localcache or node-cache left on this node", teardown, teardownHelp},
 		{"version", "print the version", version, nil},
@@ -42,8 +48,16 @@ func commands() []command {
 func main() {
 	// A process that the lab started as one of its stages does its task here and never returns.
 	lab.Init()
-	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+	args := os.Args[1:]
+	if filepath.Base(os.Args[0]) == kubectlPlugin && (len(args) == 0 || strings.HasPrefix(args[0], "-")) {
+		// What kubectl runs without a subcommand is not to become a server.
+		args = append([]string{"help"}, slices.DeleteFunc(args, isHelp)...)
+	}
+	os.Exit(run(args, os.Stdout, os.Stderr))
 }
+
+// kubectlPlugin is the name under which kubectl finds the program, as 'kubectl localcache'.
+const kubectlPlugin = "kubectl-localcache"
 
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
@@ -87,6 +101,7 @@ Subcommands:
 	}
 	fmt.Fprint(w, `
 'localcache help SUBCOMMAND' says more; 'localcache help serve' lists the flags.
+top, queries, pods and status ask a running cache; as `+kubectlPlugin+` in the PATH the program is 'kubectl localcache' too.
 `)
 }
 

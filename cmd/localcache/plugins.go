@@ -46,7 +46,8 @@ import (
 
 // ownDirectives are localcache's words. They come before all of CoreDNS's: setup makes the interface
 // that bind may name and the address that health may listen on. forward is ours too, and stands in
-// CoreDNS's place for it; fastpath stands directly behind cache, which it looks at.
+// CoreDNS's place for it; fastpath stands directly behind cache, which it looks at, and diag is the last, because
+// it puts itself in front of all handlers of its block.
 var ownDirectives = []string{"setup"}
 
 // coreDNSDirectives are the compiled-in words that CoreDNS knows, sorted by name; CoreDNS's own list gives
@@ -73,15 +74,18 @@ func registerDirectives() error {
 		}
 	}
 	order := slices.Insert(known, slices.Index(known, "cache")+1, fastpathDirective)
-	return dnsserver.SetDirectives(slices.Concat(ownDirectives, order))
+	return dnsserver.SetDirectives(slices.Concat(ownDirectives, order, []string{diagDirective}))
 }
 
-// fastpathDirective is ours and has its place among CoreDNS's.
-const fastpathDirective = "fastpath"
+// Ours that have their places among and behind CoreDNS's.
+const (
+	fastpathDirective = "fastpath"
+	diagDirective     = "diag"
+)
 
 // builtIn lists every directive that works, sorted.
 func builtIn() []string {
-	all := slices.Concat(ownDirectives, coreDNSDirectives, []string{fastpathDirective})
+	all := slices.Concat(ownDirectives, coreDNSDirectives, []string{fastpathDirective, diagDirective})
 	slices.Sort(all)
 	return all
 }

@@ -23,6 +23,7 @@ import (
 
 	"localcache.dev/localcache/internal/corefile"
 	"localcache.dev/localcache/internal/observe"
+	"localcache.dev/localcache/plugin/diag"
 	"localcache.dev/localcache/plugin/fastpath"
 	"localcache.dev/localcache/plugin/forward"
 	"localcache.dev/localcache/plugin/setup"
@@ -95,6 +96,7 @@ type server struct {
 	log    clog.P
 	node   *setup.Node
 	ahead  *forward.Plugin // the way to the upstreams
+	diag   *diag.Plugin
 	source *corefile.Source
 	reload chan struct{} // a reload is wanted; one waiting is enough
 
@@ -116,6 +118,7 @@ func (s *server) run(stdout io.Writer) error {
 
 	// Before the start, which serves DNS but does not come to its end while the xtables lock is held:
 	// that is when the counters of errors are looked at.
+	defer s.diag.Close()
 	stopMetrics := s.serveMetrics()
 	defer stopMetrics()
 
@@ -213,12 +216,25 @@ func (s *server) assemble() error {
 		return err
 	}
 	s.node.Register()
-	s.ahead = forward.New(forward.Options{Statistics: observe.NewUpstreams(0)})
+	upstreams, queries := observe.NewUpstreams(0), observe.NewQueries(observe.QueriesOptions{})
+	s.ahead = forward.New(forward.Options{Statistics: upstreams})
 	s.ahead.Register()
-	fast := fastpath.New(fastpath.Options{Off: !bool(s.flags.fastpath)})
+	s.diag = diag.New(diag.Options{
+		Off: !bool(s.flags.diag), Queries: queries, Upstreams: upstreams,
+		Socket: os.Getenv(socketVariable), Node: os.Getenv("NODE_NAME"), Version: buildVersion(),
+	})
+	s.diag.Register()
+	options := fastpath.Options{Off: !bool(s.flags.fastpath)}
+	if s.flags.diag {
+		options.Queries = s.diag
+		if s.implied(diagDirective) {
+			options.Also = s.diag.Attach
+		}
+	}
+	fast := fastpath.New(options)
 	fast.Register()
 	reg := prometheus.DefaultRegisterer
-	if err := errors.Join(s.node.RegisterMetrics(), s.ahead.RegisterMetrics(reg), fast.RegisterMetrics(reg)); err != nil {
+	if err := errors.Join(s.node.RegisterMetrics(), s.ahead.RegisterMetrics(reg), fast.RegisterMetrics(reg), s.diag.RegisterMetrics(reg)); err != nil {
 		return err
 	}
 	s.source, err = corefile.NewSource(corefile.Options{
@@ -260,17 +276,35 @@ func (s *server) load(serverType string) (caddy.Input, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(s.flags.localIPs) > 0 && bool(s.flags.fastpath) {
+	// A block has room for one word behind its brace. fastpath brings diag with it.
+	word := ""
+	switch {
+	case s.implied(fastpathDirective):
+		word = fastpathDirective
+	case s.implied(diagDirective):
+		word = diagDirective
+	}
+	if word != "" {
 		var skipped []int
-		content, skipped = corefile.AddDirective(content, fastpathDirective)
+		content, skipped = corefile.AddDirective(content, word)
 		for _, line := range skipped {
 			// At each look of the reload directive this would be said again.
 			if _, said := s.skipped.LoadOrStore(line, true); !said {
-				s.log.Infof("%s:%d: no fast path for this block: its first directive has to stand on a line of its own, within braces", name, line)
+				s.log.Infof("%s:%d: %s is not added to this block: its first directive has to stand on a line of its own, within braces", name, line, word)
 			}
 		}
 	}
 	return caddy.CaddyfileInput{Filepath: name, Contents: content, ServerTypeName: serverType}, nil
+}
+
+// implied tells whether each block is to have a directive of ours: with -localip, as node-cache is started, unless it is
+// switched off.
+func (s *server) implied(directive string) bool {
+	on := s.flags.fastpath
+	if directive == diagDirective {
+		on = s.flags.diag
+	}
+	return len(s.flags.localIPs) > 0 && bool(on)
 }
 
 // start brings the server up, or leaves nothing behind and says why not.

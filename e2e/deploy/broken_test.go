@@ -43,6 +43,7 @@ func TestBroken(t *testing.T) {
 		{"a token", ds, "      automountServiceAccountToken: false", "      automountServiceAccountToken: true", "token"},
 		{"no memory limit for Go", ds, "resource: limits.memory", "resource: requests.memory", "GOMEMLIMIT"},
 		{"CPU limit", ds, "            limits:\n", "            limits:\n              cpu: 100m\n", "throttles"},
+		{"a folder without a bound", ds, "            sizeLimit: 1Mi\n", "", "may fill the node's disk"},
 		{"a folder of the node", ds, "      volumes:\n", "      volumes:\n        - name: etc\n          hostPath:\n            path: /etc\n", "/etc of the node"},
 		{"subPath", ds, "mountPath: /etc/coredns\n", "mountPath: /etc/coredns\n              subPath: x\n", "subPath"},
 		{"Corefile elsewhere", ds, "-conf=/etc/coredns/Corefile", "-conf=/etc/Corefile", "in no ConfigMap"},

@@ -263,6 +263,9 @@ func mounts(s Set, p *core.PodSpec, c *core.Container, n Node) error {
 			lock = true
 		case v.HostPath != nil:
 			errs = append(errs, fmt.Errorf("volume %s mounts %s of the node", v.Name, v.HostPath.Path))
+		case v.EmptyDir != nil && (v.EmptyDir.SizeLimit == nil || v.EmptyDir.Medium != core.StorageMediumMemory):
+			errs = append(errs, fmt.Errorf("volume %s may fill the node's disk", v.Name))
+		case v.EmptyDir != nil:
 		case v.ConfigMap == nil:
 			errs = append(errs, fmt.Errorf("volume %s is of an unexpected kind", v.Name))
 		}

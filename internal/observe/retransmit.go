@@ -239,7 +239,7 @@ func (sh *shard) known(c *client, e *question, other *half, now, first uint32, a
 	both := near(other.asked, first, pairGap)
 	if slow || both && other.late(age) {
 		counts.cause = SlowUpstream
-	} else if counts.resolver != Musl && c.pairsUp() && !both && !(since(other.asked, first) > 0 && since(now, other.asked) > pairGap) {
+	} else if counts.resolver != Musl && c.pairsUp() && !both && (since(other.asked, first) <= 0 || since(now, other.asked) <= pairGap) {
 		// glibc sends both halves again: is the other one here for the first time? That cannot be told
 		// of a name that was asked for meanwhile.
 		if near(now, other.asked, pairGap) {

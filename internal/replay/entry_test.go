@@ -93,7 +93,7 @@ func TestReplay(t *testing.T) {
 			}
 			want := unpack(t, answer)
 			q := parsed(t, "wWw.Example.ORG.", dns.TypeA, func(m *dns.Msg) { m.Id = 0xbeef })
-			now := int64(start + 3*second)
+			now := start + 3*second
 			e := s.Get(q, now)
 			if e == nil {
 				t.Fatal("not found")
@@ -255,7 +255,7 @@ func TestPassAfter(t *testing.T) {
 	const name = "www.example.org."
 	q := parsed(t, name, dns.TypeA, nil)
 	answer := reply(t, name, dns.TypeA, nil, name+" 30 A 192.0.2.1")
-	pass := int64(start + 20*second)
+	pass := start + 20*second
 	for _, c := range []struct {
 		pass, now int64
 		want      bool

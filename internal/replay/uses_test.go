@@ -178,7 +178,7 @@ func TestUsesAtOnce(t *testing.T) {
 func TestUsesAreWrittenSeldom(t *testing.T) {
 	s, q := counted(t, 10, time.Minute)
 	writes, last := 0, uint64(0)
-	for now := int64(start); now < start+240*second; now += second / 100 {
+	for now := start; now < start+240*second; now += second / 100 {
 		s.Get(q, now)
 		if w := s.shard(q.Hash()).find(q).uses.Load(); w != last {
 			writes++

@@ -54,6 +54,9 @@ type Options struct {
 	Off bool
 	// Queries takes every query that the fast path answers; nil: none.
 	Queries Recorder
+	// Also is called with each block that has the directive, switched off or not; nil: nothing is. A start with -localip
+	// adds one word to a block, and this is how another directive comes with it.
+	Also func(*caddy.Controller) error
 	// InFlight is how many misses may be in flight at once, over all sockets; 0 stands for 2048.
 	InFlight int
 }
@@ -96,7 +99,12 @@ func New(o Options) *Plugin {
 // Register makes the directive known to CoreDNS, which keeps it in a registry of the process: it may be
 // called once. The directive has to stand directly behind cache in dnsserver.Directives.
 func (p *Plugin) Register() {
-	plugin.Register(directive, p.setup)
+	plugin.Register(directive, func(c *caddy.Controller) error {
+		if err := p.setup(c); err != nil || p.options.Also == nil {
+			return err
+		}
+		return p.options.Also(c)
+	})
 	caddy.RegisterEventHook(directive, func(event caddy.EventName, info any) error {
 		if started, ok := info.(*caddy.Instance); ok && event == caddy.InstanceStartupEvent {
 			if in, ok := started.Storage[instanceKey{}].(*instance); ok {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/metadata"
@@ -37,7 +38,10 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		q.Proto = observe.TCP
 	}
 	var answer upstream.Answer
-	if err := h.group.ExchangeInto(ctx, q, &answer); err != nil {
+	trace, start := observe.TraceFrom(ctx), time.Now()
+	err := h.group.ExchangeInto(ctx, q, &answer)
+	trace.Wait(time.Since(start))
+	if err != nil {
 		return h.fail(ctx, &state, err)
 	}
 	h.report(ctx, &state, &answer.Report, &answer)
@@ -80,9 +84,25 @@ func (h *handler) report(ctx context.Context, state *request.Request, r *upstrea
 	if to != "" && metadata.ValueFuncs(ctx) != nil {
 		setUpstream(ctx, to)
 	}
+	tell(observe.TraceFrom(ctx), r, answer)
 	// Exchanges that were shared have been reported with the question that began them.
 	if len(h.taps) > 0 && !r.Shared {
 		h.taps.report(ctx, *state, *r, answer)
+	}
+}
+
+// tell adds the exchanges of a question to the story of the query.
+func tell(t *observe.Trace, r *upstream.Report, answer *upstream.Answer) {
+	if t == nil {
+		return
+	}
+	for i := range r.Attempts {
+		a := &r.Attempts[i]
+		t.Add(observe.Step{Upstream: a.Upstream, Proto: a.Proto, Outcome: a.Outcome, Rcode: a.Rcode, Duration: a.Duration, Hedge: a.Hedge, Reused: a.Reused, Shared: r.Shared, Err: a.Err})
+	}
+	if len(r.Attempts) == 0 && answer != nil {
+		e := &answer.Exchange
+		t.Add(observe.Step{Upstream: e.Upstream, Proto: e.Proto, Outcome: e.Outcome, Rcode: e.Rcode, Duration: e.Duration, Hedge: e.Hedge, Reused: e.Reused, Shared: r.Shared})
 	}
 }
 

@@ -1,0 +1,201 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"localcache.dev/localcache/internal/api"
+)
+
+// socketVariable names the diagnostics socket in the environment, for the cache and those that ask it alike.
+const socketVariable = "LOCALCACHE_SOCKET"
+
+// asking is what the subcommands have in common that ask a running cache.
+type asking struct {
+	flags  *flag.FlagSet
+	stdout io.Writer
+	stderr io.Writer
+
+	socket, url, tokenFile string
+	output                 string
+	watch                  bool
+	interval               time.Duration
+
+	remote *api.Remote
+}
+
+var outputs = []string{"table", "wide", "json", "yaml"}
+
+// newAsking declares the common flags.
+func newAsking(name string, stdout, stderr io.Writer) *asking {
+	a := &asking{flags: flag.NewFlagSet(name, flag.ContinueOnError), stdout: stdout, stderr: stderr}
+	a.flags.SetOutput(io.Discard)
+	socket := os.Getenv(socketVariable)
+	if socket == "" {
+		socket = api.DefaultSocket
+	}
+	a.flags.StringVar(&a.socket, "socket", socket, "ask the cache of this node at this unix `path`; "+socketVariable+" sets another default")
+	a.flags.StringVar(&a.url, "url", "", "ask the cache at this `URL` instead, such as http://10.0.0.1:9257")
+	a.flags.StringVar(&a.tokenFile, "token-file", "", "`file` with the token for -url")
+	a.flags.StringVar(&a.output, "o", "table", "output `format`: table, wide, json or yaml")
+	return a
+}
+
+// watchable declares the flags of what can be shown again and again.
+func (a *asking) watchable() {
+	a.flags.BoolVar(&a.watch, "watch", false, "show it again until interrupted")
+	a.flags.DurationVar(&a.interval, "interval", 2*time.Second, "`time` between two looks with -watch, at least 200ms")
+}
+
+// parse reads flags and arguments, which may be mixed as with kubectl. ok is false where the subcommand is to end
+// with status.
+func (a *asking) parse(args []string, most int, help func(io.Writer)) (rest []string, status int, ok bool) {
+	for {
+		err := a.flags.Parse(args)
+		if errors.Is(err, flag.ErrHelp) {
+			help(a.stdout)
+			return nil, exitOK, false
+		}
+		if err != nil {
+			return nil, a.usage(err.Error()), false
+		}
+		args = a.flags.Args()
+		if len(args) == 0 {
+			break
+		}
+		rest = append(rest, args[0])
+		args = args[1:]
+	}
+	switch {
+	case len(rest) > most:
+		return nil, a.usage(fmt.Sprintf("unexpected argument %q", rest[most])), false
+	case !slices.Contains(outputs, a.output):
+		return nil, a.usage(fmt.Sprintf("-o %q: accepted are %s", a.output, strings.Join(outputs, ", "))), false
+	case a.watch && a.interval < 200*time.Millisecond:
+		return nil, a.usage(fmt.Sprintf("-interval %v: at least 200ms", a.interval)), false
+	case a.tokenFile != "" && a.url == "":
+		return nil, a.usage("-token-file is for -url: the socket needs no token"), false
+	}
+	remote, err := api.NewRemote(api.RemoteOptions{Socket: a.socket, URL: a.url, TokenFile: a.tokenFile})
+	if err != nil {
+		return nil, a.usage(err.Error()), false
+	}
+	a.remote = remote
+	return rest, exitOK, true
+}
+
+func (a *asking) usage(message string) int {
+	fmt.Fprintf(a.stderr, "localcache %s: %s\n'localcache help %[1]s' says more.\n", a.flags.Name(), message)
+	return exitUsage
+}
+
+// fail tells what went wrong, and what to do about it.
+func (a *asking) fail(err error) int {
+	fmt.Fprintf(a.stderr, "localcache %s: %v\n", a.flags.Name(), err)
+	var unreachable *api.Unreachable
+	var refused *api.Error
+	switch {
+	case errors.As(err, &unreachable) && a.url != "":
+		fmt.Fprintf(a.stderr, "The Corefile's 'diag { listen ADDRESS }' says where the cache listens.\n")
+	case errors.Is(err, os.ErrPermission):
+		fmt.Fprintf(a.stderr, "Only the cache's own user may ask there, which mostly is root: try sudo, or -url with a token.\n")
+	case errors.As(err, &unreachable):
+		fmt.Fprintf(a.stderr, "Is the cache running here, with 'diag' in its Corefile? On a Kubernetes node ask in its pod:\n  kubectl -n kube-system exec POD -- localcache %s\nElse name its socket by -socket, or its address by -url.\n", a.flags.Name())
+	case errors.As(err, &refused) && refused.Reason == "Unauthorized":
+		fmt.Fprintf(a.stderr, "-token-file names the file with the token, the same as in 'access token FILE' of the Corefile.\n")
+	}
+	return exitFailed
+}
+
+// document asks for a path and returns the answer as it is, and decoded into v.
+func (a *asking) document(ctx context.Context, path string, query url.Values, v any) ([]byte, error) {
+	var raw json.RawMessage
+	if err := a.remote.Get(ctx, path, query, &raw); err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return nil, fmt.Errorf("the cache answers something that is none of ours: is it another version? %w", err)
+	}
+	return raw, nil
+}
+
+// print writes the answer as JSON or YAML, if that is what is wanted.
+func (a *asking) print(raw []byte) (done bool, err error) {
+	switch a.output {
+	case "json":
+		var indented strings.Builder
+		encoder := json.NewEncoder(&indented)
+		encoder.SetEscapeHTML(false)
+		encoder.SetIndent("", "  ")
+		if err := encoder.Encode(json.RawMessage(raw)); err != nil {
+			return true, err
+		}
+		_, err := io.WriteString(a.stdout, indented.String())
+		return true, err
+	case "yaml":
+		return true, writeYAML(a.stdout, raw)
+	}
+	return false, nil
+}
+
+// wide tells whether all columns are wanted.
+func (a *asking) wide() bool { return a.output == "wide" }
+
+// notes tells what people should know, apart from the table.
+func (a *asking) notes(m *api.Metadata) {
+	for _, n := range m.Notes {
+		fmt.Fprintf(a.stderr, "note: %s\n", printable(n))
+	}
+}
+
+// run shows once, or with -watch until a signal.
+func (a *asking) run(show func(ctx context.Context) error) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	for first := true; ; first = false {
+		if a.watch && terminal(a.stdout) {
+			fmt.Fprint(a.stdout, "\x1b[H\x1b[2J")
+		} else if !first && a.output == "yaml" {
+			fmt.Fprintln(a.stdout, "---")
+		} else if !first {
+			fmt.Fprintln(a.stdout)
+		}
+		if err := show(ctx); err != nil {
+			if ctx.Err() != nil {
+				return exitOK
+			}
+			return a.fail(err)
+		}
+		if !a.watch || !waitFor(ctx, a.interval) {
+			return exitOK
+		}
+	}
+}
+
+// waitFor waits, unless ctx ends.
+func waitFor(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// printFlags writes the flags of a subcommand's help.
+func printFlags(w io.Writer, a *asking) {
+	fmt.Fprint(w, "\nFlags:\n")
+	a.flags.SetOutput(w)
+	a.flags.PrintDefaults()
+}

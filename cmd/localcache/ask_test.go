@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"localcache.dev/localcache/internal/api"
+	"localcache.dev/localcache/internal/observe"
+	podtable "localcache.dev/localcache/internal/pods"
+)
+
+// TestAskScripts runs the subcommands that ask a cache, as processes, against the API over some traffic.
+func TestAskScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:           "testdata/ask",
+		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(env *testscript.Env) error {
+			socket := filepath.Join(env.WorkDir, "diag.sock")
+			token := filepath.Join(env.WorkDir, "token")
+			if err := os.WriteFile(token, []byte("a token of 24 characters\n"), 0o600); err != nil {
+				return err
+			}
+			server, queries := sampleServer()
+			access, err := api.NewToken(token)
+			if err != nil {
+				return err
+			}
+			k := server.ServeSocket(socket, silent{})
+			tcp := httptest.NewServer(server.Handler(access))
+			foreign := httptest.NewServer(http.NotFoundHandler())
+			env.Defer(func() { tcp.Close(); foreign.Close(); k.Close(); server.Close() })
+			env.Values["queries"] = queries
+			env.Setenv(socketVariable, socket)
+			env.Setenv("SOCKET", socket)
+			env.Setenv("URL", tcp.URL)
+			env.Setenv("FOREIGN", foreign.URL)
+			return nil
+		},
+		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+			// slow records a slow query of the name that is given.
+			"slow": func(ts *testscript.TestScript, neg bool, args []string) {
+				recordSlow(ts.Value("queries").(*observe.Queries), args[0])
+			},
+			// until waits for text in a file that a background command writes.
+			"until": func(ts *testscript.TestScript, neg bool, args []string) {
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+					b, err := os.ReadFile(ts.MkAbs(args[0]))
+					if err == nil && bytes.Contains(b, []byte(args[1])) {
+						return
+					}
+					if time.Now().After(deadline) {
+						ts.Fatalf("%s never says %q: %s", args[0], args[1], b)
+					}
+				}
+			},
+		},
+	})
+}
+
+type silent struct{}
+
+func (silent) Infof(string, ...any)    {}
+func (silent) Warningf(string, ...any) {}
+
+func wireName(name string) []byte {
+	var b []byte
+	for label := range strings.SplitSeq(strings.TrimSuffix(name, "."), ".") {
+		b = append(append(b, byte(len(label))), label...)
+	}
+	return append(b, 0)
+}
+
+func recordSlow(q *observe.Queries, name string) {
+	trace := new(observe.Trace)
+	trace.Add(observe.Step{Upstream: "192.0.2.53:53", Outcome: observe.Timeout, Duration: 2 * time.Second, Err: "nothing came"})
+	query := &observe.Query{
+		Client: netip.MustParseAddrPort("10.244.1.5:4242"), ID: 7, Name: wireName(name), Type: 1, Rcode: 2, Source: observe.FromUpstream,
+		Received: time.Now().Add(-2 * time.Second).UnixNano(), Duration: 2 * time.Second, Upstream: 2 * time.Second,
+	}
+	q.End(q.Begin(query), query, trace)
+}
+
+// sampleServer has traffic of 150 s ago, so that ages are "2m" for half a minute.
+func sampleServer() (*api.Server, *observe.Queries) {
+	start := time.Now().Add(-150 * time.Second)
+	q, u := observe.NewQueries(observe.QueriesOptions{Clients: 100}), observe.NewUpstreams(0)
+	kubeDNS, silentOne := u.Sink("10.96.0.10:53", observe.TCP), u.Sink("192.0.2.53:53", observe.UDP)
+	for i := range 40 {
+		kubeDNS.Begin()
+		kubeDNS.End(&observe.Exchange{Start: start, Duration: time.Duration(900+10*i) * time.Microsecond, Attempt: 1})
+	}
+	for range 3 {
+		silentOne.Begin()
+		silentOne.End(&observe.Exchange{Start: start, Duration: 2 * time.Second, Outcome: observe.Timeout, Attempt: 1, Err: "nothing came within 2s"})
+	}
+	ask := func(client, name string, n, rcode int, source observe.Source, took time.Duration) {
+		for i := range n {
+			query := &observe.Query{
+				Client: netip.AddrPortFrom(netip.MustParseAddr(client), uint16(20000+i)), ID: uint16(i), Name: wireName(name), Type: 1, Rcode: rcode, Source: source,
+				Received: start.UnixNano() + int64(i), Duration: took,
+			}
+			if source == observe.FromUpstream {
+				query.Upstream = took - 100*time.Microsecond
+			}
+			q.Record(query)
+		}
+	}
+	ask("10.244.1.5", "api.shop.svc.cluster.local.", 90, 0, observe.FromReplay, 40*time.Microsecond)
+	ask("10.244.1.5", "example.org.", 10, 0, observe.FromUpstream, 30*time.Millisecond)
+	ask("10.244.1.9", "example.org.default.svc.cluster.local.", 30, 3, observe.FromCache, 60*time.Microsecond)
+	ask("10.244.1.9", "example.org.", 10, 0, observe.FromReplay, 40*time.Microsecond)
+	ask("192.0.2.10", "registry.example.org.", 5, 0, observe.FromReplay, 40*time.Microsecond)
+	for _, rcode := range []int{2, 0} {
+		trace := new(observe.Trace)
+		trace.Add(observe.Step{Upstream: "192.0.2.53:53", Outcome: observe.Timeout, Duration: 2 * time.Second, Err: "nothing came within 2s"})
+		trace.Add(observe.Step{Upstream: "10.96.0.10:53", Proto: observe.TCP, Rcode: rcode, Outcome: observe.OutcomeOf(rcode), Duration: time.Millisecond})
+		query := &observe.Query{
+			Client: netip.MustParseAddrPort("10.244.1.5:5353"), ID: uint16(1000 + rcode), Name: wireName("slow.example.org."), Type: 28, Rcode: rcode, Source: observe.FromUpstream,
+			Received: start.UnixNano() + int64(rcode), Duration: 2001 * time.Millisecond, Upstream: 2001 * time.Millisecond,
+		}
+		q.End(q.Begin(query), query, trace)
+	}
+	directory := new(podtable.Directory)
+	directory.Store(podtable.NewTable([]podtable.Pod{
+		{Namespace: "shop", Name: "web-1", UID: "u1", WorkloadKind: "Deployment", WorkloadName: "web", IPs: []netip.Addr{netip.MustParseAddr("10.244.1.5")}},
+		{Namespace: "kube-system", Name: "kube-proxy", UID: "u2", HostNetwork: true, IPs: []netip.Addr{netip.MustParseAddr("192.0.2.10")}},
+	}))
+	return api.New(api.Options{Node: "node-1", Version: "v0.0.0", Queries: q, Upstreams: u, Pods: directory}), q
+}
+
+// TestWriteYAML: what is written is what was read, in the order of the document. The oracle is a reader of the subset that
+// is written: indentation, dashes, and scalars in JSON.
+func TestWriteYAML(t *testing.T) {
+	const document = `{"b":1,"a":{"x":[],"y":{},"z":[{"k":"v","l":[1,2]},"s",[true,null]]},"no":"no","3":"a: b","t":"2006-01-02T15:04:05Z"}`
+	const want = `b: 1
+a:
+  x: []
+  "y": {}
+  z:
+    - k: "v"
+      l:
+        - 1
+        - 2
+    - "s"
+    - - true
+      - null
+"no": "no"
+"3": "a: b"
+t: "2006-01-02T15:04:05Z"
+`
+	var b bytes.Buffer
+	if err := writeYAML(&b, []byte(document)); err != nil {
+		t.Fatal(err)
+	}
+	if b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+	if err := writeYAML(&b, []byte(`{"a":`)); err == nil {
+		t.Error("half a document was written")
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	if got := printable("a\x1b[31mb\u009bc\xffd é"); strings.ContainsAny(got, "\x1b\u009b") || !strings.Contains(got, "é") {
+		t.Errorf("got %q: a name could steer the terminal", got)
+	}
+}
+
+func TestShort(t *testing.T) {
+	for seconds, want := range map[float64]string{0: "-", 0.00004: "40µs", 0.0012: "1.2ms", 0.12: "120ms", 2.04: "2.0s", 150: "2m"} {
+		if got := short(seconds); got != want {
+			t.Errorf("%v: got %s, want %s", seconds, got, want)
+		}
+	}
+}
+
+func TestMerged(t *testing.T) {
+	var l observe.Latency
+	l.Counts[3], l.Counts[20] = 99, 1
+	var bounds []float64
+	for i := range observe.NumLatencyBuckets - 1 {
+		_, high := observe.LatencyBounds(i)
+		bounds = append(bounds, high.Seconds())
+	}
+	q := merged(&api.Latency{Counts: l.Counts[:4]}, &api.Latency{Counts: append(make([]uint64, 20), 1)}, bounds)
+	if q(0.5) != bounds[3] || q(1) != bounds[20] {
+		t.Errorf("got %v and %v, want %v and %v", q(0.5), q(1), bounds[3], bounds[20])
+	}
+	if none := merged(&api.Latency{}, &api.Latency{}, bounds); none(0.5) != 0 {
+		t.Error("a quantile of nothing")
+	}
+}
+
+// FuzzWriteYAML: what is JSON can be written, and nothing else crashes.
+func FuzzWriteYAML(f *testing.F) {
+	f.Add([]byte(`{"a":[1,{"b":[]}],"c":null}`))
+	f.Add([]byte(`[[[]]]`))
+	f.Fuzz(func(t *testing.T, document []byte) {
+		var b bytes.Buffer
+		err := writeYAML(&b, document)
+		if json.Valid(document) && err != nil {
+			t.Errorf("%q: %v", document, err)
+		}
+		if err == nil && b.Len() == 0 {
+			t.Errorf("%q: nothing was written", document)
+		}
+	})
+}

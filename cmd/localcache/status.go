@@ -1,0 +1,78 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"strings"
+	"time"
+
+	"localcache.dev/localcache/internal/api"
+)
+
+func newStatusFlags(stdout, stderr io.Writer) *asking {
+	a := newAsking("status", stdout, stderr)
+	a.watchable()
+	return a
+}
+
+func statusHelp(w io.Writer) {
+	fmt.Fprint(w, `Show whether the cache runs, what it has done in the last minutes, and where its diagnostics listen.
+
+Usage:
+  localcache status [flags]
+
+The JSON and YAML are those of /statusz.
+`)
+	printFlags(w, newStatusFlags(io.Discard, io.Discard))
+}
+
+func status(args []string, stdout, stderr io.Writer) int {
+	a := newStatusFlags(stdout, stderr)
+	if _, status, ok := a.parse(args, 0, statusHelp); !ok {
+		return status
+	}
+	return a.run(func(ctx context.Context) error { return showStatus(ctx, a) })
+}
+
+func showStatus(ctx context.Context, a *asking) error {
+	var v api.List[api.Status]
+	raw, err := a.document(ctx, "/statusz", url.Values{}, &v)
+	if err != nil {
+		return err
+	}
+	if done, err := a.print(raw); done {
+		return err
+	}
+	var summary api.List[api.Summary]
+	if _, err := a.document(ctx, "/api/v1/summary", url.Values{}, &summary); err != nil {
+		return err
+	}
+	if len(v.Items) != 1 || len(summary.Items) != 1 {
+		return fmt.Errorf("the cache tells something else than its status: is it another version?")
+	}
+	s, m := &v.Items[0], &summary.Items[0]
+	line := func(name, format string, args ...any) {
+		fmt.Fprintf(a.stdout, "%-13s%s\n", name+":", printable(fmt.Sprintf(format, args...)))
+	}
+	line("Version", "%s", s.Version)
+	if s.Node != "" {
+		line("Node", "%s", s.Node)
+	}
+	line("Running", "for %s, process %d", age(time.Duration(s.UptimeSeconds*1e9)), s.PID)
+	line("Queries", "%d since the start, %d in flight", s.Queries, s.InFlight)
+	line("Last 5m", "%d queries, %s hits, %s of the misses within %s", m.Queries, percent(m.Hits, m.Queries), "99%", short(m.Miss.P99Seconds))
+	line("Failed", "%d SERVFAIL, %d stale answers, %d retransmits", m.Rcodes["servfail"], m.Sources["stale"], m.RetransmitTotal)
+	line("Upstreams", "%d exchanges, %d failed", m.UpstreamExchanges, m.UpstreamFailures)
+	line("Clients", "%d of at most %d", s.Clients, s.MaxClients)
+	if s.Pods.Known {
+		line("Pods", "%d on this node", s.Pods.Count)
+	} else {
+		line("Pods", "not known: %s", s.Pods.Message)
+	}
+	line("Slow", "from %s", short(s.SlowSeconds))
+	line("Redacted", "%s", s.Redact)
+	line("Listening", "%s", orDash(strings.Join(s.Listeners, ", ")))
+	return nil
+}

@@ -1,0 +1,218 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"localcache.dev/localcache/internal/api"
+)
+
+// topFlags are the flags of top.
+type topFlags struct {
+	*asking
+	by, window, namespace string
+	limit                 int
+}
+
+func newTopFlags(stdout, stderr io.Writer) *topFlags {
+	f := &topFlags{asking: newAsking("top", stdout, stderr)}
+	f.watchable()
+	f.flags.StringVar(&f.by, "by", "", "`order`: pods by queries, misses, latency, wait, retransmits, nxdomain, errors, waste, name; names by queries, misses, nxdomain, servfail, slowest; upstreams by failures, exchanges, latency, name")
+	f.flags.StringVar(&f.window, "window", "", "`time` that is looked at: 10s, 1m, 5m, 1h or start; of names 1h or start")
+	f.flags.StringVar(&f.namespace, "n", "", "only pods of this `namespace`")
+	f.flags.IntVar(&f.limit, "limit", 20, "`number` of lines")
+	return f
+}
+
+func topHelp(w io.Writer) {
+	fmt.Fprint(w, `Show who asks most, what is asked for, or how the upstreams do.
+
+Usage:
+  localcache top [pods|names|upstreams] [flags]
+
+Examples:
+  localcache top --by wait              which pods wait for upstreams
+  localcache top pods --by retransmits  which pods lose queries or replies
+  localcache top names --by nxdomain    what search paths cost
+  localcache top upstreams --watch      which upstream fails
+`)
+	printFlags(w, newTopFlags(io.Discard, io.Discard).asking)
+}
+
+func top(args []string, stdout, stderr io.Writer) int {
+	f := newTopFlags(stdout, stderr)
+	rest, status, ok := f.parse(args, 1, topHelp)
+	if !ok {
+		return status
+	}
+	what := "pods"
+	if len(rest) > 0 {
+		what = rest[0]
+	}
+	show := map[string]func(context.Context, url.Values) error{"pods": f.pods, "names": f.names, "upstreams": f.upstreams}[what]
+	if show == nil {
+		return f.usage(fmt.Sprintf("top of %q: there are pods, names and upstreams", what))
+	}
+	if f.namespace != "" && what != "pods" {
+		return f.usage("-n is for pods")
+	}
+	query := url.Values{"limit": {strconv.Itoa(f.limit)}}
+	for name, v := range map[string]string{"by": f.by, "window": f.window, "namespace": f.namespace} {
+		if v != "" {
+			query.Set(name, v)
+		}
+	}
+	if what == "upstreams" && f.by == "" {
+		query.Set("by", "failures")
+	}
+	return f.run(func(ctx context.Context) error { return show(ctx, query) })
+}
+
+func (f *topFlags) pods(ctx context.Context, query url.Values) error {
+	var v api.List[api.Pod]
+	raw, err := f.document(ctx, "/api/v1/pods", query, &v)
+	if err != nil {
+		return err
+	}
+	if done, err := f.print(raw); done {
+		return err
+	}
+	t := table{header: []string{"CLIENT", "QUERIES", "HITS", "P50", "P99", "MISS-P99", "WAIT", "NXDOMAIN", "ERRORS", "RETRANS"}}
+	if f.wide() {
+		t.header = append(t.header, "QPS", "STALE", "WASTE", "QUEUED", "WORKLOAD", "ADDRESSES", "LAST", "TOP-NAME")
+	}
+	for i := range v.Items {
+		p := &v.Items[i]
+		all := merged(&p.Hit, &p.Miss, v.Metadata.LatencyBoundsSeconds)
+		failed := p.Rcodes["servfail"] + p.Rcodes["refused"] + p.Rcodes["other_rcode"]
+		row := []string{
+			p.Name(), count(p.Queries), percent(p.Hits, p.Queries), short(all(0.5)), short(all(0.99)), short(p.Miss.P99Seconds),
+			short(p.UpstreamWaitSeconds), count(p.Rcodes["nxdomain"]), count(failed), count(p.RetransmitTotal),
+		}
+		if f.wide() {
+			name := "-"
+			if len(p.Names) > 0 {
+				name = p.Names[0].Name
+			}
+			row = append(row, fmt.Sprintf("%.1f", p.QueriesPerSecond), count(p.Sources["stale"]), fmt.Sprintf("%.1f", p.SearchWaste), short(p.QueuedSeconds),
+				orDash(p.Workload), orDash(strings.Join(p.Addresses, ",")), age(v.Metadata.GeneratedAt.Sub(p.LastSeen)), name)
+		}
+		t.add(failed+p.RetransmitTotal > 0, row...)
+	}
+	f.table(&t, &v.Metadata, len(v.Items), "no client has asked in that time")
+	return nil
+}
+
+func (f *topFlags) names(ctx context.Context, query url.Values) error {
+	var v api.List[api.Name]
+	raw, err := f.document(ctx, "/api/v1/top", query, &v)
+	if err != nil {
+		return err
+	}
+	if done, err := f.print(raw); done {
+		return err
+	}
+	slowest := query.Get("by") == "slowest"
+	t := table{header: []string{"NAME", "COUNT"}}
+	if slowest {
+		t.header[1] = "LONGEST"
+	} else if f.wide() {
+		t.header = append(t.header, "AT-LEAST")
+	}
+	for _, n := range v.Items {
+		switch {
+		case slowest:
+			t.add(false, n.Name, short(n.Seconds))
+		case f.wide():
+			t.add(false, n.Name, count(n.Count), count(n.Count-n.Error))
+		default:
+			t.add(false, n.Name, count(n.Count))
+		}
+	}
+	f.table(&t, &v.Metadata, len(v.Items), "no such name was asked for in that time")
+	return nil
+}
+
+func (f *topFlags) upstreams(ctx context.Context, query url.Values) error {
+	var v api.List[api.Upstream]
+	raw, err := f.document(ctx, "/api/v1/upstreams", query, &v)
+	if err != nil {
+		return err
+	}
+	if done, err := f.print(raw); done {
+		return err
+	}
+	t := table{header: []string{"UPSTREAM", "PROTO", "EXCHANGES", "FAILED", "SHARE", "P50", "P99", "IN-FLIGHT", "LAST-FAILURE"}}
+	if f.wide() {
+		t.header = append(t.header, "PER-SECOND", "SERVFAIL", "TIMEOUT", "RETRIES", "HEDGES", "CONNECTIONS", "RTT", "LAST-ANSWER", "MESSAGE")
+	}
+	for i := range v.Items {
+		u := &v.Items[i]
+		last, message, answer := "-", "-", "-"
+		if u.LastFailure != nil {
+			last = fmt.Sprintf("%s %s ago", u.LastFailure.Outcome, age(v.Metadata.GeneratedAt.Sub(u.LastFailure.At)))
+			message = u.LastFailure.Message
+		}
+		if u.LastAnswer != nil {
+			answer = age(v.Metadata.GeneratedAt.Sub(*u.LastAnswer))
+		}
+		row := []string{u.Upstream, u.Proto, count(u.Exchanges), count(u.Failures), percent(u.Failures, u.Exchanges), short(u.Latency.P50Seconds), short(u.Latency.P99Seconds), fmt.Sprint(u.InFlight), last}
+		if f.wide() {
+			rtt := 0.0
+			for _, c := range u.Connections {
+				rtt = max(rtt, c.RTTSeconds)
+			}
+			row = append(row, fmt.Sprintf("%.1f", u.ExchangesPerSecond), count(u.Outcomes["servfail"]), count(u.Outcomes["timeout"]), count(u.Retries), count(u.Hedges),
+				fmt.Sprint(u.OpenConnections), short(rtt), answer, orDash(message))
+		}
+		t.add(u.Failures > 0, row...)
+	}
+	f.table(&t, &v.Metadata, len(v.Items), "no upstream is known yet")
+	return nil
+}
+
+// table prints t, and says so where it is empty or not all.
+func (a *asking) table(t *table, m *api.Metadata, n int, empty string) {
+	if n == 0 {
+		fmt.Fprintln(a.stderr, empty)
+	} else {
+		t.print(a.stdout, coloured(a.stdout))
+	}
+	if m.Continue != "" {
+		fmt.Fprintln(a.stderr, "note: there are more; -limit shows them")
+	}
+	a.notes(m)
+}
+
+func count(n uint64) string { return strconv.FormatUint(n, 10) }
+
+// merged estimates quantiles of two latencies together, as the upper bounds of their buckets.
+func merged(a, b *api.Latency, bounds []float64) func(q float64) float64 {
+	var counts [64]uint64
+	total := uint64(0)
+	for _, l := range []*api.Latency{a, b} {
+		for i, n := range l.Counts {
+			if i < len(counts) {
+				counts[i] += n
+				total += n
+			}
+		}
+	}
+	return func(q float64) float64 {
+		rank := max(uint64(q*float64(total)), 1)
+		for i, n := range counts {
+			if rank <= n && i < len(bounds) {
+				return bounds[i]
+			}
+			if rank <= n && len(bounds) > 0 {
+				return bounds[len(bounds)-1]
+			}
+			rank -= n
+		}
+		return 0
+	}
+}

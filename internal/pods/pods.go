@@ -1,0 +1,117 @@
+// Package pods tells which pod a client's address belongs to.
+//
+// Readers take a Table, which never changes, from a Directory; whoever knows the node's pods puts a new Table
+// there when they change. Neither waits for the other. Without anybody who knows them, a Table says so, and
+// clients are told apart by address alone.
+package pods
+
+import (
+	"net/netip"
+	"sync/atomic"
+)
+
+// Pod is what is known about a pod.
+type Pod struct {
+	Namespace    string
+	Name         string
+	UID          string // a name or an address can come back with another pod, a UID cannot
+	WorkloadKind string // of what the pod was made for, such as Deployment; empty for a pod of its own
+	WorkloadName string
+	// IPs are the pod's addresses, one of each family.
+	IPs []netip.Addr
+	// HostNetwork pods have the node's addresses, so that the clients there cannot be told apart.
+	HostNetwork bool
+}
+
+// Host stands for everything that asks from the node's own addresses.
+var Host = Pod{Name: "host", HostNetwork: true}
+
+// IsHost tells whether p is Host.
+func (p *Pod) IsHost() bool { return p.HostNetwork && p.UID == "" }
+
+// Table is the pods of a node at one moment. It is not changed. The nil Table knows nothing.
+type Table struct {
+	known  bool
+	reason string
+	pods   []Pod
+	byAddr map[netip.Addr]int // index, or host
+	byName map[[2]string]int
+}
+
+const host = -1
+
+// NewTable makes a Table of the pods of this node. An address that two pods have belongs to the later one: a pod that has
+// ended may still be listed.
+func NewTable(list []Pod) *Table {
+	t := &Table{known: true, pods: list, byAddr: make(map[netip.Addr]int, len(list)), byName: make(map[[2]string]int, len(list))}
+	for i, p := range list {
+		t.byName[[2]string{p.Namespace, p.Name}] = i
+		for _, a := range p.IPs {
+			if p.HostNetwork {
+				i = host
+			}
+			t.byAddr[a.Unmap()] = i
+		}
+	}
+	return t
+}
+
+// Unknown makes a Table that knows no pods, for a reason that tells people what to do.
+func Unknown(reason string) *Table { return &Table{reason: reason} }
+
+// Known tells whether the pods are known; if they are not, why.
+func (t *Table) Known() (known bool, reason string) {
+	if t == nil {
+		return false, "nobody says which pods there are"
+	}
+	return t.known, t.reason
+}
+
+// Len is the number of pods.
+func (t *Table) Len() int {
+	if t == nil {
+		return 0
+	}
+	return len(t.pods)
+}
+
+// Of is the pod that has an address; Host where it is the node's.
+func (t *Table) Of(a netip.Addr) (Pod, bool) {
+	if t == nil {
+		return Pod{}, false
+	}
+	i, ok := t.byAddr[a.Unmap()]
+	switch {
+	case !ok:
+		return Pod{}, false
+	case i == host:
+		return Host, true
+	}
+	return t.pods[i], true
+}
+
+// Named is the pod of a name.
+func (t *Table) Named(namespace, name string) (Pod, bool) {
+	if t == nil {
+		return Pod{}, false
+	}
+	i, ok := t.byName[[2]string{namespace, name}]
+	if !ok {
+		return Pod{}, false
+	}
+	return t.pods[i], true
+}
+
+// Source is where a Table is taken from. It does not block.
+type Source interface {
+	Table() *Table
+}
+
+// Directory holds the Table of the moment. The zero value knows nothing. It is safe for concurrent use.
+type Directory struct{ table atomic.Pointer[Table] }
+
+// Store puts t in the place of what was known before.
+func (d *Directory) Store(t *Table) { d.table.Store(t) }
+
+// Table implements Source.
+func (d *Directory) Table() *Table { return d.table.Load() }

@@ -1,0 +1,108 @@
+package diag
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"localcache.dev/localcache/internal/api"
+	"localcache.dev/localcache/internal/observe"
+)
+
+const (
+	defaultClients = 1024
+	// maxClients takes 30 MB, 7 KB each.
+	maxClients = 4096
+	minSlow    = time.Millisecond
+	maxSlow    = time.Minute
+	maxListen  = 8
+)
+
+// Config is the directive of one block, or of all together. A property that was not given is zero.
+type Config struct {
+	Listen    []string // IP:port
+	Access    string   // accessToken, accessOpen
+	TokenFile string
+	Slow      time.Duration
+	Clients   int
+	Redact    *api.Redaction
+	Pods      string // podsAutoWord, podsOffWord
+
+	where map[string]string // file:line of each property
+}
+
+const (
+	accessToken = "token"
+	accessOpen  = "open"
+
+	podsAutoWord = "auto"
+	podsOffWord  = "off"
+)
+
+// Validate checks what belongs together.
+func (c *Config) Validate() error {
+	switch {
+	case len(c.Listen) > 0 && c.Access == "":
+		return fmt.Errorf("%s: listen needs to know who may ask: add 'access token FILE', or 'access open' to let everybody who reaches the address ask", c.where["listen"])
+	case len(c.Listen) == 0 && c.Access != "":
+		return fmt.Errorf("%s: access is for an address: add 'listen ADDRESS'. The unix socket is guarded by its mode", c.where["access"])
+	}
+	return nil
+}
+
+// merge adds the properties of another block.
+func (c *Config) merge(o *Config) error {
+	var errs []error
+	if c.where == nil {
+		c.where = map[string]string{}
+	}
+	take := func(name string, set func(), same bool) {
+		at, given := o.where[name]
+		if !given {
+			return
+		}
+		if first, twice := c.where[name]; twice {
+			if !same {
+				errs = append(errs, fmt.Errorf("%s: %s differs from the one at %s: the statistics are those of the node, so the properties of all blocks count together", at, name, first))
+			}
+			return
+		}
+		c.where[name] = at
+		set()
+	}
+	take("listen", func() { c.Listen = o.Listen }, equal(c.Listen, o.Listen))
+	take("access", func() { c.Access, c.TokenFile = o.Access, o.TokenFile }, c.Access == o.Access && c.TokenFile == o.TokenFile)
+	take("slow", func() { c.Slow = o.Slow }, c.Slow == o.Slow)
+	take("clients", func() { c.Clients = o.Clients }, c.Clients == o.Clients)
+	take("redact", func() { c.Redact = o.Redact }, c.Redact != nil && o.Redact != nil && *c.Redact == *o.Redact)
+	take("pods", func() { c.Pods = o.Pods }, c.Pods == o.Pods)
+	return errors.Join(errs...)
+}
+
+func equal(a, b []string) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// bounds of the statistics.
+func (c *Config) bounds() observe.QueriesOptions {
+	o := observe.QueriesOptions{Clients: c.Clients, Slow: c.Slow}
+	if o.Clients == 0 {
+		o.Clients = defaultClients
+	}
+	return o
+}
+
+func (c *Config) redaction() api.Redaction {
+	if c.Redact == nil {
+		return api.RedactNone
+	}
+	return *c.Redact
+}

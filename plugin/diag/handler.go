@@ -1,0 +1,228 @@
+package diag
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/observe"
+)
+
+// handler is the outermost of a block's chain.
+type handler struct {
+	queries *observe.Queries
+	next    plugin.Handler
+}
+
+// Name implements plugin.Handler.
+func (*handler) Name() string { return directive }
+
+// ServeDNS implements plugin.Handler. The next handler is not called by plugin.NextOrFailure, which would put a writer
+// around ours to note who writes: nobody outside of the chain wants to know.
+func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (rcode int, err error) {
+	if ctx.Value(insideKey{}) != nil {
+		// A handler looks something up for its own answer (dns64, template): the client asked once. What is
+		// exchanged for it is part of what the client waits for.
+		return h.next.ServeDNS(nested{ctx}, w, r)
+	}
+	rec := &record{writer: writer{ResponseWriter: w}, remote: w.RemoteAddr()}
+	rec.writer.rec = rec
+	rec.Context = observe.WithTrace(ctx, &rec.trace)
+	rec.begin(ctx, r)
+	token := h.queries.Begin(&rec.query)
+	rcode = dns.RcodeServerFailure // a panic, which the server answers so
+	defer func() {
+		rec.end(rcode)
+		h.queries.End(token, &rec.query, &rec.trace)
+	}()
+	return h.next.ServeDNS(rec, &rec.writer, r)
+}
+
+// record is one query on its way. It is also the context that carries it: one allocation for all.
+type record struct {
+	context.Context
+	trace  observe.Trace
+	query  observe.Query
+	start  time.Time // when the query was read
+	remote net.Addr  // by identity
+	writer writer
+	name   [maxName]byte
+
+	// Written by the chain's goroutine.
+	came        bool // to a cache
+	source      observe.Source
+	known       bool // the source
+	cacheWriter cacheWriter
+
+	// Written by refreshes too, which may outlive the query.
+	missed    atomic.Bool // cache did not have it, or not fresh
+	refreshed atomic.Bool // and got it anew
+}
+
+// maxName is the longest domain name in wire format (RFC 1035, section 3.1).
+const maxName = 255
+
+type (
+	recordKey struct{}
+	insideKey struct{} // of whatever a query set off
+)
+
+// Value implements context.Context.
+func (rec *record) Value(key any) any {
+	switch key.(type) {
+	case recordKey, insideKey:
+		return rec
+	}
+	return rec.Context.Value(key)
+}
+
+// recordOf is the record that ctx belongs to; nil for look-ups and refreshes.
+func recordOf(ctx context.Context) *record {
+	rec, _ := ctx.Value(recordKey{}).(*record)
+	return rec
+}
+
+// nested is the context of what belongs to a query and is not the query itself: its caches are not the client's.
+type nested struct{ context.Context }
+
+// Value implements context.Context.
+func (c nested) Value(key any) any {
+	if _, ok := key.(recordKey); ok {
+		return nil
+	}
+	return c.Context.Value(key)
+}
+
+// begin notes the question as it came: handlers may change it.
+func (rec *record) begin(ctx context.Context, r *dns.Msg) {
+	q := &rec.query
+	q.Client, q.Proto = client(rec.remote)
+	q.ID = r.Id
+	question := &r.Question[0]
+	q.Type = question.Qtype
+	q.Name = wireName(rec.name[:0], question.Name)
+	if a := observe.ArrivalFrom(ctx); a != nil {
+		q.Received, q.Queued, rec.start = a.Received, a.Queued, a.Read
+		return
+	}
+	rec.start = time.Now()
+	q.Received = rec.start.UnixNano()
+}
+
+// end notes the answer as the client got it, and where it came from.
+func (rec *record) end(rcode int) {
+	q := &rec.query
+	q.Duration = q.Queued + time.Since(rec.start)
+	switch {
+	case rec.writer.wrote:
+		q.Rcode = rec.writer.rcode
+	case !plugin.ClientWrite(rcode): // the server writes it
+		q.Rcode = rcode
+	default:
+		q.Rcode = observe.NoReply
+	}
+	waited, asked := rec.trace.Waited()
+	switch {
+	case rec.known:
+		q.Source = rec.source
+	case asked:
+		q.Source = observe.FromUpstream
+	default:
+		q.Source = observe.FromLocal
+	}
+	q.Upstream = min(waited, q.Duration)
+}
+
+// fromCache looks at a reply that cache writes. One that has just come from behind is none of its own.
+func (rec *record) fromCache(m *dns.Msg, staleTTL uint32) {
+	if rec.known || m == nil {
+		return
+	}
+	switch missed := rec.missed.Load(); {
+	case missed && useful(m.Rcode) && !rec.refreshed.Load():
+		rec.known, rec.source = true, observe.FromStale // nothing came that it could be
+	case missed:
+	case expired(m, staleTTL):
+		rec.known, rec.source = true, observe.FromStale
+	default:
+		rec.known, rec.source = true, observe.FromCache
+	}
+}
+
+// writer notes the first reply.
+type writer struct {
+	dns.ResponseWriter
+	rec   *record
+	rcode int
+	wrote bool
+}
+
+// RemoteAddr implements dns.ResponseWriter: always with the same value, by which behind knows the client.
+func (w *writer) RemoteAddr() net.Addr { return w.rec.remote }
+
+// WriteMsg implements dns.ResponseWriter.
+func (w *writer) WriteMsg(m *dns.Msg) error {
+	if !w.wrote && m != nil {
+		w.wrote, w.rcode = true, m.Rcode
+	}
+	return w.ResponseWriter.WriteMsg(m)
+}
+
+// Write implements dns.ResponseWriter: a packed message, with its RCODE in the header (RFC 1035, section 4.1.1).
+func (w *writer) Write(b []byte) (int, error) {
+	if !w.wrote && len(b) > 3 {
+		w.wrote, w.rcode = true, int(b[3]&0xf)
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// SetPlugin implements plugin.PluginTracker for whoever put a tracker around us.
+func (w *writer) SetPlugin(name string) {
+	if t, ok := w.ResponseWriter.(plugin.PluginTracker); ok {
+		t.SetPlugin(name)
+	}
+}
+
+// GetPlugin implements plugin.PluginTracker.
+func (w *writer) GetPlugin() string {
+	if t, ok := w.ResponseWriter.(plugin.PluginTracker); ok {
+		return t.GetPlugin()
+	}
+	return ""
+}
+
+// client is who asks, and over what. DNS over TLS and HTTPS count as TCP, QUIC as UDP.
+func client(a net.Addr) (netip.AddrPort, observe.Proto) {
+	switch a := a.(type) {
+	case *net.UDPAddr:
+		return unmapped(a.AddrPort()), observe.UDP
+	case *net.TCPAddr:
+		return unmapped(a.AddrPort()), observe.TCP
+	}
+	return netip.AddrPort{}, observe.TCP
+}
+
+func unmapped(a netip.AddrPort) netip.AddrPort {
+	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
+}
+
+// wireName appends a name in wire format and lower case (RFC 4343) to b, which has room for it. What is no name leaves b
+// empty: it came in a message that could be unpacked, so this is for callers who made it up.
+func wireName(b []byte, name string) []byte {
+	n, err := dns.PackDomainName(name, b[:cap(b)], 0, nil, false)
+	if err != nil {
+		return b
+	}
+	b = b[:n]
+	for i, c := range b {
+		if 'A' <= c && c <= 'Z' {
+			b[i] = c + 'a' - 'A'
+		}
+	}
+	return b
+}

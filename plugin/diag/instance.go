@@ -1,0 +1,116 @@
+package diag
+
+import (
+	"errors"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/plugin/pkg/reuseport"
+
+	"localcache.dev/localcache/internal/api"
+)
+
+// instance is one running Corefile's wish.
+type instance struct{ config Config } // of all its blocks
+
+// endpoint is a TCP listener and who may ask there.
+type endpoint struct{ address, access, file string }
+
+type instanceKey struct{}
+
+// instanceOf is the state of the instance that c sets up.
+func (p *Plugin) instanceOf(c *caddy.Controller) *instance {
+	if in, ok := c.Get(instanceKey{}).(*instance); ok {
+		return in
+	}
+	in := &instance{}
+	c.Set(instanceKey{}, in)
+	c.OnStartup(func() error { return p.start(in) })
+	// It is told to the old instance when the new one could not be started.
+	c.OnRestartFailed(func() error { return p.start(in) })
+	c.OnShutdown(func() error { p.stop(in); return nil })
+	return in
+}
+
+// start makes an instance's wish the one in force. It fails only where the wish makes no sense: an address that cannot be
+// had is no reason not to serve DNS.
+func (p *Plugin) start(in *instance) error {
+	if err := in.config.Validate(); err != nil {
+		return plugin.Error(directive, err)
+	}
+	if p.options.Off {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return plugin.Error(directive, errors.New("the process is ending"))
+	}
+	p.current = in
+	p.active.Store(true)
+	p.options.Queries.Configure(in.config.bounds())
+	p.server.SetRedaction(in.config.redaction())
+	p.pods.off.Store(in.config.Pods == podsOffWord)
+	if p.socket == nil {
+		p.socket = p.server.ServeSocket(p.options.Socket, p.log)
+	}
+	var wish []endpoint
+	for _, a := range in.config.Listen {
+		wish = append(wish, endpoint{a, in.config.Access, in.config.TokenFile})
+	}
+	p.listen(wish)
+	return nil
+}
+
+// stop is told to an instance that is not needed any more. Mostly the next one has started by now and goes on with
+// what is served; else the Corefile has no diag any more, or the process ends.
+func (p *Plugin) stop(in *instance) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current == in {
+		p.current = nil
+		p.active.Store(false)
+		p.end()
+	}
+}
+
+// listen closes the listeners that are not wanted and opens those that are. It runs with p.mu held. The port is
+// shared with the other process of an upgrade.
+func (p *Plugin) listen(wish []endpoint) {
+	keep := make(map[endpoint]bool, len(wish))
+	for _, e := range wish {
+		keep[e] = true
+	}
+	for e, l := range p.listening {
+		if !keep[e] {
+			l.Close()
+			delete(p.listening, e)
+		}
+	}
+	for _, e := range wish {
+		if p.listening[e] != nil {
+			continue
+		}
+		if err := p.open(e); err != nil {
+			p.log.Warningf("no diagnostics at %s: %v", e.address, err)
+		}
+	}
+}
+
+func (p *Plugin) open(e endpoint) error {
+	access := api.Open()
+	if e.access == accessToken {
+		token, err := api.NewToken(e.file)
+		if err != nil {
+			// The file was there when the Corefile was read. Until it is back, nobody is let in.
+			p.log.Warningf("access token: %v", err)
+		}
+		access = token
+	}
+	ln, err := reuseport.Listen("tcp", e.address)
+	if err != nil {
+		return err
+	}
+	p.listening[e] = p.server.Serve(ln, access, e.address, p.log)
+	return nil
+}

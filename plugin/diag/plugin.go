@@ -1,0 +1,136 @@
+// Package diag is the Corefile's word for knowing who asked what, and what became of it.
+//
+//	diag {
+//	    listen ADDRESS...
+//	    access token FILE | open
+//	    slow DURATION
+//	    clients NUMBER
+//	    redact none|names|clients
+//	    pods auto|off
+//	}
+//
+// It stands for two things. In each block that has it, the outermost handler of the chain records every query
+// and its end (handler.go): whoever is behind it, cache and forward included, is seen as the client sees them. And once
+// for the process, the HTTP API of internal/api is served, on a unix socket and where listen says (serve.go).
+//
+// A Plugin belongs to the process, not to an instance of the server. The statistics go on through a reload, and so do
+// listeners that both Corefiles have. The properties of all blocks count together, because the statistics are
+// those of the node: what two blocks say differently is an error.
+//
+// The handler changes nothing: no reply, no rcode, no writer that somebody looks for. What the fast path
+// answers does not come here; plugin/fastpath records it to the same statistics.
+package diag
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/coredns/caddy"
+	"github.com/coredns/coredns/plugin"
+	clog "github.com/coredns/coredns/plugin/pkg/log"
+
+	"localcache.dev/localcache/internal/api"
+	"localcache.dev/localcache/internal/observe"
+	"localcache.dev/localcache/internal/pods"
+)
+
+// directive is the word in the Corefile.
+const directive = "diag"
+
+// Options are what a Plugin needs from the program.
+type Options struct {
+	// Off records nothing and serves nothing. The directive is read and checked all the same.
+	Off bool
+	// Queries takes the queries of the chains, Upstreams is shown beside them. Both are required.
+	Queries   *observe.Queries
+	Upstreams *observe.Upstreams
+	// Pods tells pods by address; nil: clients are shown by address.
+	Pods pods.Source
+	// Socket is the path of the unix socket; empty for api.DefaultSocket.
+	Socket string
+	// Node and Version are shown.
+	Node, Version string
+}
+
+// Plugin is the directive diag of one process.
+type Plugin struct {
+	options Options
+	log     clog.P
+	server  *api.Server
+	pods    gate
+	active  atomic.Bool // some block has the directive
+
+	mu        sync.Mutex
+	reading   reading
+	current   *instance // that started last; nil where there is none
+	closed    bool
+	socket    *api.Socket
+	listening map[endpoint]*api.Listening
+}
+
+// New returns a Plugin. Nothing is served before an instance of the server with the directive starts.
+func New(o Options) *Plugin {
+	if o.Socket == "" {
+		o.Socket = api.DefaultSocket
+	}
+	p := &Plugin{options: o, log: clog.NewWithPlugin(directive), listening: map[endpoint]*api.Listening{}}
+	p.pods.source = o.Pods
+	p.server = api.New(api.Options{Node: o.Node, Version: o.Version, Queries: o.Queries, Upstreams: o.Upstreams, Pods: &p.pods})
+	return p
+}
+
+// Register makes the directive known to CoreDNS, which keeps it in a registry of the process: it may be called
+// once. The directive has to be the last one in dnsserver.Directives: it is in front of all handlers of its block, and
+// looks for cache among them.
+func (p *Plugin) Register() {
+	plugin.Register(directive, p.setup)
+	caddy.RegisterParsingCallback("dns", directive, p.read)
+}
+
+// Record counts a query that was answered without a chain: it is plugin/fastpath's Recorder. Where no block has
+// the directive it does nothing.
+func (p *Plugin) Record(q *observe.Query) {
+	if p.active.Load() {
+		p.options.Queries.Record(q)
+	}
+}
+
+// Close ends the API. It is to be called when the server has stopped, or has not started.
+func (p *Plugin) Close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	p.end()
+}
+
+// end ends what is served. It runs with p.mu held.
+func (p *Plugin) end() {
+	p.listen(nil)
+	if p.socket != nil {
+		p.socket.Close()
+		p.socket = nil
+	}
+	p.server.Close()
+}
+
+// gate is a pods.Source that can be closed.
+type gate struct {
+	source pods.Source // may be nil
+	off    atomic.Bool
+}
+
+var (
+	podsOff     = pods.Unknown("'pods off' is in the Corefile")
+	podsUnknown = pods.Unknown("this process does not watch the Kubernetes API")
+)
+
+// Table implements pods.Source.
+func (g *gate) Table() *pods.Table {
+	switch {
+	case g.off.Load():
+		return podsOff
+	case g.source == nil:
+		return podsUnknown
+	}
+	return g.source.Table()
+}
