@@ -77,7 +77,7 @@ func TestUsesAsCounted(t *testing.T) {
 		const limit = 4
 		gap := time.Duration(1+rng.IntN(60)) * time.Second
 		s, q := counted(t, limit, gap)
-		now, last := int64(start), int64(start)
+		now, last := start, start
 		exact, unbroken := 0, true
 		for {
 			now += rng.Int64N(int64(gap)*int64(1+rng.IntN(4))/3 + 1)
