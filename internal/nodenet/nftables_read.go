@@ -102,7 +102,7 @@ func parseNFTRule(body []byte) (nftKernelRule, error) {
 				r.handle = binary.BigEndian.Uint64(a.Data)
 			}
 		case unix.NFTA_RULE_USERDATA:
-			r.comment, _ = userdata.GetString(a.Data, userdata.TypeComment)
+			r.comment = nftComment(a.Data)
 		case unix.NFTA_RULE_EXPRESSIONS:
 			list, err := netlink.UnmarshalAttributes(a.Data)
 			if err != nil {
@@ -120,6 +120,23 @@ func parseNFTRule(body []byte) (nftKernelRule, error) {
 		}
 	}
 	return r, nil
+}
+
+// nftComment is the comment in a rule's user data: attributes of one octet of type, one of length, and the value. The
+// library's own reader trusts the length, but other programs write user data too.
+func nftComment(data []byte) string {
+	for len(data) >= 2 {
+		kind, length := userdata.Type(data[0]), int(data[1])
+		data = data[2:]
+		if length > len(data) {
+			return ""
+		}
+		if kind == userdata.TypeComment {
+			return string(bytes.TrimSuffix(data[:length], []byte{0}))
+		}
+		data = data[length:]
+	}
+	return ""
 }
 
 // nftWanted brings rules that are to be written into the form of those that were read.
