@@ -28,29 +28,32 @@ func growFirst() {
 	set := defaultGCPercent
 	afterEachCollection(func() {
 		// A change stops the world for a moment, so a small one is not worth it.
-		if p := gcPercent(liveHeap()); p > set+set/8 || p < set-set/8 {
+		if p := gcPercent(live()); p > set+set/8 || p < set-set/8 {
 			debug.SetGCPercent(p)
 			set = p
 		}
 	})
 }
 
-// gcPercent is the growth, in per cent of the live heap of so many bytes, that leads to heapGoal.
-func gcPercent(live uint64) int {
-	if live == 0 || live >= heapGoal {
+// gcPercent is the growth, in per cent, that leads from so many live bytes to heapGoal. Go counts stacks among what
+// the growth is a percentage of (the formula is in the documentation of runtime/debug.SetGCPercent).
+func gcPercent(heap, stacks uint64) int {
+	if heap == 0 || heap >= heapGoal {
 		return defaultGCPercent
 	}
-	return max(defaultGCPercent, min(maxGCPercent, int((heapGoal-live)*100/live)))
+	return max(defaultGCPercent, min(maxGCPercent, int((heapGoal-heap)*100/(heap+stacks))))
 }
 
-// liveHeap is what the last collection found alive, in bytes.
-func liveHeap() uint64 {
-	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+// live is what the last collection found alive, in bytes: on the heap, and on stacks with all else that is scanned.
+func live() (heap, stacks uint64) {
+	s := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}}
 	metrics.Read(s)
-	if s[0].Value.Kind() != metrics.KindUint64 {
-		return 0
+	for i, v := range []*uint64{&heap, &stacks} {
+		if s[i].Value.Kind() == metrics.KindUint64 {
+			*v = s[i].Value.Uint64()
+		}
 	}
-	return s[0].Value.Uint64()
+	return heap, stacks
 }
 
 // afterEachCollection calls f after each garbage collection, one call at a time: in the clean-up of an object that

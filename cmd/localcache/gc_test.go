@@ -9,17 +9,16 @@ import (
 )
 
 func TestGCPercent(t *testing.T) {
-	for live, want := range map[uint64]int{
-		0:             100,
-		1 << 20:       400,
-		8 << 20:       300,
-		12 << 20:      166,
-		16 << 20:      100,
-		heapGoal:      100,
-		100 * 1 << 20: 100,
+	const mib = 1 << 20
+	for _, c := range []struct {
+		heap, stacks uint64
+		want         int
+	}{
+		{0, 0, 100}, {1 * mib, 0, 400}, {8 * mib, 0, 300}, {12 * mib, 0, 166}, {16 * mib, 0, 100},
+		{8 * mib, 4 * mib, 200}, {11 * mib, 39 * mib, 100}, {heapGoal, 0, 100}, {100 * mib, 0, 100},
 	} {
-		if got := gcPercent(live); got != want {
-			t.Errorf("%d MiB alive: %d %%, want %d", live>>20, got, want)
+		if got := gcPercent(c.heap, c.stacks); got != c.want {
+			t.Errorf("%d MiB of heap, %d of stacks: %d %%, want %d", c.heap/mib, c.stacks/mib, got, c.want)
 		}
 	}
 }
@@ -37,7 +36,8 @@ func TestGrowFirst(t *testing.T) {
 	deadline := time.Now().Add(20 * time.Second)
 	for percent() <= defaultGCPercent {
 		if time.Now().After(deadline) {
-			t.Fatalf("with %d MiB alive the collector is still told %d %%", liveHeap()>>20, percent())
+			heap, stacks := live()
+			t.Fatalf("with %d octets alive, %d on stacks, the collector is still told %d %%", heap, stacks, percent())
 		}
 		runtime.GC()
 		time.Sleep(time.Millisecond)

@@ -2,7 +2,6 @@ package udpbatch
 
 import (
 	"encoding/binary"
-	"net"
 	"net/netip"
 	"strconv"
 	"unsafe"
@@ -35,7 +34,8 @@ func (p *Peer) AddrPort() netip.AddrPort {
 	if addr.Is4In6() {
 		addr = addr.Unmap()
 	} else if p.name.Scope_id != 0 {
-		addr = addr.WithZone(zoneName(p.name.Scope_id))
+		// The number, which package net takes as well as the name: to look a name up is a netlink dump.
+		addr = addr.WithZone(strconv.FormatUint(uint64(p.name.Scope_id), 10))
 	}
 	return netip.AddrPortFrom(addr, port(&p.name.Port))
 }
@@ -45,27 +45,9 @@ func (p *Peer) IPv6() bool {
 	return p.name.Family == unix.AF_INET6 && !netip.AddrFrom16(p.name.Addr).Is4In6()
 }
 
-// zoneName is the zone of a link-local address as package net writes it.
-func zoneName(index uint32) string {
-	if ifi, err := net.InterfaceByIndex(int(index)); err == nil {
-		return ifi.Name
-	}
-	return strconv.FormatUint(uint64(index), 10)
-}
-
 // Control is the control message (cmsg(3)) that has a reply leave from the address that was asked; nil where
 // the socket's own address will do.
 func (p *Peer) Control() []byte { return p.control[:p.controlLen] }
-
-// Send sends one datagram to p over c.
-func Send(c *net.UDPConn, payload []byte, p *Peer) error {
-	if p.controlLen == 0 {
-		_, err := c.WriteToUDPAddrPort(payload, p.AddrPort())
-		return err
-	}
-	_, _, err := c.WriteMsgUDPAddrPort(payload, p.Control(), p.AddrPort())
-	return err
-}
 
 // header is a control message's header as the kernel laid it out (cmsg(3)).
 const headerSize = int(unsafe.Sizeof(unix.Cmsghdr{}))
@@ -106,6 +88,7 @@ func (p *Peer) replyFrom6(info unix.Inet6Pktinfo) {
 	switch addr := netip.AddrFrom16(info.Addr); {
 	case addr.IsMulticast():
 		return
+	case addr.Is4In6(): // netip takes 169.254.25.10 for link-local in this form too
 	case addr.IsLinkLocalUnicast():
 		reply.Ifindex = info.Ifindex
 	}

@@ -125,10 +125,11 @@ func (r *Reader) Serve(handle func(n int) bool) error {
 
 // onReadable reads batch after batch while the socket has datagrams, and reports whether Serve is to end.
 func (r *Reader) onReadable(fd uintptr) bool {
-	for {
+	for errs := 0; ; {
 		n, errno := r.receive(fd)
 		switch errno {
 		case 0:
+			errs = 0
 			if !r.handle(n) {
 				return true
 			}
@@ -141,7 +142,8 @@ func (r *Reader) onReadable(fd uintptr) bool {
 			return false
 		case unix.EINTR:
 		default:
-			if !transient(errno) {
+			// So many in a row are not about datagrams: the system call itself is not allowed, say.
+			if errs++; !transient(errno) || errs > len(r.hdrs) {
 				r.err = os.NewSyscallError("recvmmsg", errno)
 				return true
 			}

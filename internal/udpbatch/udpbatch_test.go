@@ -9,6 +9,7 @@ import (
 	"os"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -383,4 +384,17 @@ func cpuTime(b *testing.B) int64 {
 		b.Fatal(err)
 	}
 	return u.Utime.Nano() + u.Stime.Nano()
+}
+
+// TestMappedLinkLocal: a reply from 169.254.25.10 on an IPv6 socket follows the routes, as one on an IPv4 socket
+// does; that of an IPv6 link-local address needs its interface.
+func TestMappedLinkLocal(t *testing.T) {
+	for addr, want := range map[string]uint32{"::ffff:169.254.25.10": 0, "fe80::1": 7, "fd00::1": 0} {
+		var p Peer
+		p.replyFrom6(unix.Inet6Pktinfo{Addr: netip.MustParseAddr(addr).As16(), Ifindex: 7})
+		got := (*unix.Inet6Pktinfo)(unsafe.Pointer(&p.control[unix.CmsgLen(0)]))
+		if p.controlLen == 0 || got.Ifindex != want {
+			t.Errorf("%s: interface %d, want %d", addr, got.Ifindex, want)
+		}
+	}
 }

@@ -1,9 +1,7 @@
 package udpbatch
 
 import (
-	"errors"
 	"net"
-	"os"
 	"syscall"
 	"time"
 	"unsafe"
@@ -17,7 +15,6 @@ const sendTimeout = 20 * time.Millisecond
 
 // Writer sends batches over one socket. It is for one goroutine.
 type Writer struct {
-	conn  *net.UDPConn
 	raw   syscall.RawConn
 	hdrs  []mmsghdr
 	iovs  []unix.Iovec
@@ -28,8 +25,7 @@ type Writer struct {
 	off      int
 	failed   int
 	retried  bool // the datagram at off, after an error that was not its own
-	wait     bool // for room
-	blocked  bool
+	waited   bool // for room, once a Flush
 }
 
 // NewWriter makes a Writer for batches of up to batch datagrams.
@@ -39,7 +35,6 @@ func NewWriter(c *net.UDPConn, batch int) (*Writer, error) {
 		return nil, err
 	}
 	w := &Writer{
-		conn:  c,
 		raw:   raw,
 		hdrs:  make([]mmsghdr, batch),
 		iovs:  make([]unix.Iovec, batch),
@@ -80,23 +75,17 @@ func (w *Writer) Add(payload []byte, p *Peer) {
 // Flush sends the batch and returns how many of its datagrams could not be sent. The error is that of a socket
 // which cannot be used any more; no datagram behind it was sent.
 func (w *Writer) Flush() (failed int, err error) {
-	w.off, w.failed, w.retried, w.wait, w.blocked = 0, 0, false, false, false
+	w.off, w.failed, w.retried, w.waited = 0, 0, false, false
 	err = w.raw.Write(w.writable)
-	if w.blocked && err == nil {
-		// Deadlines are the socket's: others that send at this moment have the same patience.
-		w.wait = true
-		err = errors.Join(w.conn.SetWriteDeadline(time.Now().Add(sendTimeout)))
-		if err == nil {
-			err = w.raw.Write(w.writable)
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			err = nil
-		}
-		err = errors.Join(err, w.conn.SetWriteDeadline(time.Time{}))
-	}
 	failed = w.failed + w.n - w.off
 	w.n = 0
 	return failed, err
+}
+
+// room waits for room in the send buffer, for sendTimeout at most.
+func room(fd uintptr) bool {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(sendTimeout.Milliseconds()))
+	return err == nil && n == 1
 }
 
 func (w *Writer) onWritable(fd uintptr) bool {
@@ -108,8 +97,11 @@ func (w *Writer) onWritable(fd uintptr) bool {
 			w.retried = false
 		case errno == unix.EINTR:
 		case errno == unix.EAGAIN:
-			w.blocked = true
-			return !w.wait
+			// Not the poller's wait: its deadline is the socket's, and others who send set theirs.
+			if w.waited || !room(fd) {
+				return true
+			}
+			w.waited = true
 		case errno == unix.ECONNREFUSED && !w.retried:
 			// What the kernel had to say of an earlier datagram; this one was not looked at.
 			w.retried = true

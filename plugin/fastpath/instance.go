@@ -43,7 +43,7 @@ type shared struct {
 func newInstance(p *Plugin) *instance {
 	return &instance{
 		plugin: p,
-		pool:   newPool(p.options.InFlight),
+		pool:   newPool(p.options.InFlight, &p.flying),
 		hooks:  map[unsafe.Pointer]*block{},
 		seen:   map[*dnsserver.Server]dns.DecorateWriter{},
 		shared: map[string]*shared{},

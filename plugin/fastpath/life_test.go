@@ -281,7 +281,8 @@ func TestFloodOfMisses(t *testing.T) {
 }
 
 func TestSharesOfClients(t *testing.T) {
-	p := newPool(60)
+	var total atomic.Int64
+	p := newPool(60, &total)
 	p.users = 1
 	admit := func(client string, n int) (got int) {
 		for range n {
@@ -307,6 +308,13 @@ func TestSharesOfClients(t *testing.T) {
 	p.limit = p.busy
 	if r := p.submit(&exchange{client: netip.MustParseAddrPort("10.0.0.4:1")}); r != overloaded {
 		t.Errorf("above the limit: %v", r)
+	}
+
+	// The next instance starts while those of this one still wait for a silent upstream.
+	next := newPool(p.busy, &total)
+	next.users = 1
+	if r := next.submit(&exchange{client: netip.MustParseAddrPort("10.0.0.4:1")}); r != overloaded {
+		t.Errorf("above the limit of the process: %v", r)
 	}
 }
 

@@ -69,6 +69,7 @@ type Plugin struct {
 	find    func(*caddy.Instance, *dnsserver.Server) (*net.UDPConn, error) // socketOf, but in tests
 	itemsOf func(*cache.Cache) (*items, error)                             // newItems, but in tests
 	now     func() time.Time                                               // time.Now, but in tests
+	flying  atomic.Int64                                                   // misses, of all instances
 	warned  atomic.Bool                                                    // that a socket was not found
 
 	mu      sync.Mutex

@@ -1,6 +1,7 @@
 package fastpath
 
 import (
+	"errors"
 	"net"
 	"runtime"
 	"sync"
@@ -22,7 +23,6 @@ const (
 // their workers then run one after the other: the first of them lets the others come to their turn, and sends
 // what all have to say in one system call.
 type gatherer struct {
-	udp    *net.UDPConn
 	unsent prometheus.Counter
 
 	mu      sync.Mutex
@@ -36,18 +36,21 @@ func newGatherer(udp *net.UDPConn, unsent prometheus.Counter) (*gatherer, error)
 	if err != nil {
 		return nil, err
 	}
-	return &gatherer{udp: udp, unsent: unsent, out: out, slab: make([]byte, 0, gatherSize)}, nil
+	return &gatherer{unsent: unsent, out: out, slab: make([]byte, 0, gatherSize)}, nil
 }
 
 // send sends data to p, soon if crowded is set: another reply is likely to be ready in a moment. What cannot be sent
 // then is counted.
 func (g *gatherer) send(data []byte, p *udpbatch.Peer, crowded bool) error {
-	if !crowded || len(data) > gatherSize/4 {
-		return udpbatch.Send(g.udp, data, p)
-	}
 	g.mu.Lock()
+	if !crowded || len(data) > gatherSize/4 {
+		defer g.mu.Unlock()
+		_ = g.flush() // what waits there is others', who have gone on
+		g.out.Add(data, p)
+		return g.flush()
+	}
 	if g.out.Len() == batchSize || len(g.slab)+len(data) > cap(g.slab) {
-		g.flush()
+		_ = g.flush() // of others, who have gone on
 	}
 	begin := len(g.slab)
 	g.slab = append(g.slab, data...)
@@ -60,19 +63,24 @@ func (g *gatherer) send(data []byte, p *udpbatch.Peer, crowded bool) error {
 	}
 	runtime.Gosched()
 	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.waiting = false
-	g.flush()
-	g.mu.Unlock()
-	return nil
+	return g.flush()
 }
 
-// flush sends the batch. The caller holds mu.
-func (g *gatherer) flush() {
+// errUnsent is what the chain is told of replies that the kernel did not take.
+var errUnsent = errors.New("the kernel did not take the reply, or one that was to leave with it")
+
+// flush sends the batch and counts what could not be sent. The caller holds mu.
+func (g *gatherer) flush() error {
 	if g.out.Len() == 0 {
-		return
+		return nil
 	}
-	if failed, err := g.out.Flush(); err != nil || failed > 0 {
-		g.unsent.Add(float64(failed))
-	}
+	failed, err := g.out.Flush()
 	g.slab = g.slab[:0]
+	if failed > 0 {
+		g.unsent.Add(float64(failed))
+		err = errors.Join(err, errUnsent)
+	}
+	return err
 }

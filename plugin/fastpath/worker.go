@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -37,6 +38,7 @@ var refusalNames = [numRefusals]string{overloaded: "overload", clientShare: "cli
 // still in the processor's caches, and so that the others get idle enough to end.
 type pool struct {
 	limit int
+	total *atomic.Int64 // in flight in the process: while a reload goes on, two instances have some
 
 	mu      sync.Mutex
 	idle    []*worker // the last one was busy last
@@ -52,8 +54,8 @@ type worker struct {
 	since time.Time // idle
 }
 
-func newPool(limit int) *pool {
-	return &pool{limit: limit, clients: map[netip.Addr]int{}}
+func newPool(limit int, total *atomic.Int64) *pool {
+	return &pool{limit: limit, total: total, clients: map[netip.Addr]int{}}
 }
 
 // crowded reports whether so many misses are in flight that answers are likely to come in bursts.
@@ -97,20 +99,22 @@ func (p *pool) close() {
 func (p *pool) submit(x *exchange) refusal {
 	client := x.client.Addr()
 	p.mu.Lock()
+	free := p.limit - int(p.total.Load())
 	switch n := p.clients[client]; {
 	case p.users == 0:
 		p.mu.Unlock()
 		return stopped
-	case p.busy >= p.limit:
+	case free <= 0:
 		p.mu.Unlock()
 		return overloaded
-	case n >= p.limit-p.busy:
+	case n >= free:
 		p.mu.Unlock()
 		return clientShare
 	default:
 		p.clients[client] = n + 1
 	}
 	p.busy++
+	p.total.Add(1)
 	var w *worker
 	if n := len(p.idle); n > 0 {
 		w = p.idle[n-1]
@@ -158,6 +162,7 @@ func (p *pool) release(w *worker, x *exchange) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.busy--
+	p.total.Add(-1)
 	if n := p.clients[client]; n > 1 {
 		p.clients[client] = n - 1
 	} else {
