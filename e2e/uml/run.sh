@@ -96,6 +96,12 @@ ended=0
 wait "$kernel" || ended=$?
 
 if [ ! -s "$run/status" ]; then
+  # The state of a processor with AMX is 11 KiB. This kernel has 3 KiB for it, and ptrace(2) does not restore
+  # a part: the guest's first process dies when it is started. Nothing here can change that.
+  if grep -qw amx_tile /proc/cpuinfo && grep -q put_fp_registers "$run/console"; then
+    printf 'SKIP\te2e/uml\tUser-Mode Linux %s does not run on a processor with AMX: run it on another machine\n' "$(basename "$modules")"
+    exit 0
+  fi
   tail -n 30 "$run/console" | sed 's/^/  /' >&2
   [ "$ended" != 124 ] || fail "the guest did not end within $guest_time s; above are its last words"
   fail "the guest ended (status $ended) before the tests did; above are its last words"
