@@ -32,6 +32,9 @@ func AddDirective(src []byte, word string) (out []byte, skipped []int) {
 		if len(b.keys) == 0 || b.snippet() || !b.servesDNS() || hasDirective(tokens[first:i], word) {
 			continue
 		}
+		if b.braces && first < len(tokens) && tokens[first].text == "{" {
+			continue // CoreDNS refuses it, and would take this brace for our word's
+		}
 		if !b.braces || first < len(tokens) && tokens[first].line == tokens[brace].lastLine {
 			skipped = append(skipped, b.line())
 			continue
