@@ -53,7 +53,7 @@ func TestCoreDNS(t *testing.T) {
 		w, g := wanted[name], got[name]
 		switch {
 		case w.action != "pass":
-			t.Logf("%s: %s without the fast path, %s with it\n%s", name, w.action, g.action, w.output)
+			t.Logf("%s: %s without the fast path, %s with it", name, w.action, g.action)
 		case g.action == "pass":
 			passed++
 		default:
