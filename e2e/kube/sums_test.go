@@ -74,7 +74,7 @@ func (s *sums) judge(t *testing.T, f fault, cache string) {
 		if one.queries == 0 {
 			t.Errorf("%s was asked for no names that are %s", cache, names)
 		}
-		failures += one.unanswered + one.inFlight + one.errors
+		failures += one.unanswered + one.inFlight + one.stalled + one.errors
 		if cache == ours && f.promised && strings.HasPrefix(names, "internal") && one.unanswered+one.errors > 0 {
 			t.Errorf("%s: of %d queries for names that are %s, %d were not answered and %d with an error", f.name, one.queries, names, one.unanswered, one.errors)
 		}
