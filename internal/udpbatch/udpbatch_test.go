@@ -398,3 +398,36 @@ func TestMappedLinkLocal(t *testing.T) {
 		}
 	}
 }
+
+// TestRoom waits on a socket whose buffer is full until its peer reads, and gives up where it does not.
+func TestRoom(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	if !room(uintptr(fds[0])) {
+		t.Error("no room in an empty buffer")
+	}
+	sent := 0
+	for ; sent < 1<<16; sent++ {
+		if err = unix.Sendto(fds[0], make([]byte, 1024), unix.MSG_DONTWAIT, nil); err != nil {
+			break
+		}
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Fatalf("after %d datagrams: %v", sent, err)
+	}
+	if room(uintptr(fds[0])) {
+		t.Error("room in a full buffer")
+	}
+	for range sent {
+		if _, err := unix.Read(fds[1], make([]byte, 1024)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !room(uintptr(fds[0])) {
+		t.Error("no room once the peer has read")
+	}
+}

@@ -1,6 +1,7 @@
 package udpbatch
 
 import (
+	"errors"
 	"net"
 	"syscall"
 	"time"
@@ -84,8 +85,14 @@ func (w *Writer) Flush() (failed int, err error) {
 
 // room waits for room in the send buffer, for sendTimeout at most.
 func room(fd uintptr) bool {
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, int(sendTimeout.Milliseconds()))
-	return err == nil && n == 1
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+	for end := time.Now().Add(sendTimeout); ; {
+		n, err := unix.Poll(fds, max(0, int(time.Until(end).Milliseconds())))
+		// The runtime's own signals interrupt it, whenever they come.
+		if !errors.Is(err, unix.EINTR) || !time.Now().Before(end) {
+			return err == nil && n == 1
+		}
+	}
 }
 
 func (w *Writer) onWritable(fd uintptr) bool {
