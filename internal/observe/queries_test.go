@@ -263,11 +263,12 @@ func TestStories(t *testing.T) {
 			q.Source = FromUpstream
 		}
 		s.End(token, &q, trace)
-		before, _ := trace.list()
+		var before, after [MaxSteps]Step
+		n, _ := trace.copyTo(&before)
 		trace.Add(Step{Upstream: "too late"})
 		trace.Wait(time.Hour)
-		if after, _ := trace.list(); len(after) != len(before) || trace.wait >= time.Hour {
-			t.Errorf("a trace that has ended grew from %v to %v", before, after)
+		if m, _ := trace.copyTo(&after); m != n || after != before || trace.wait >= time.Hour {
+			t.Errorf("a trace that has ended grew from %v to %v", before[:n], after[:m])
 		}
 	}
 	answered := Step{Upstream: "192.0.2.1:53", Proto: TCP, Outcome: NoError, Duration: time.Millisecond}

@@ -63,9 +63,8 @@ func (s *stories) push(q *Query, t *Trace) (overwritten bool, lost int) {
 	e.query.Name = nil
 	e.long = len(q.Name)
 	copy(e.name[:], q.Name)
-	steps, lost := t.list()
-	e.n, e.lost = copy(e.steps[:], steps), lost
-	return overwritten, lost
+	e.n, e.lost = t.copyTo(&e.steps)
+	return overwritten, e.lost
 }
 
 func (s *stories) appendTo(list []Story) []Story {

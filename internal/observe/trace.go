@@ -2,6 +2,7 @@ package observe
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 )
@@ -31,7 +32,8 @@ type Trace struct {
 	mu    sync.Mutex
 	ended bool
 	n     int // added; those beyond MaxSteps were lost
-	steps [MaxSteps]Step
+	first Step
+	more  []Step // nearly all queries have one exchange
 	wait  time.Duration
 }
 
@@ -45,8 +47,11 @@ func (t *Trace) Add(s Step) {
 	if t.ended {
 		return
 	}
-	if t.n < MaxSteps {
-		t.steps[t.n] = s
+	switch {
+	case t.n == 0:
+		t.first = s
+	case t.n < MaxSteps:
+		t.more = append(t.more, s)
 	}
 	t.n++
 }
@@ -85,22 +90,21 @@ func (t *Trace) end() {
 	t.mu.Unlock()
 }
 
-// list is what was added. It is called after end, when nothing changes any more.
-func (t *Trace) list() (steps []Step, lost int) {
-	if t == nil {
-		return nil, 0
+// copyTo copies what was added to steps. It is called after end, when nothing changes any more.
+func (t *Trace) copyTo(steps *[MaxSteps]Step) (n, lost int) {
+	if t == nil || t.n == 0 {
+		return 0, 0
 	}
-	return t.steps[:min(t.n, MaxSteps)], max(0, t.n-MaxSteps)
+	steps[0] = t.first
+	return 1 + copy(steps[1:], t.more), max(0, t.n-MaxSteps)
 }
 
+// failed reports whether an exchange brought no answer. It is called after end.
 func (t *Trace) failed() bool {
-	steps, _ := t.list()
-	for i := range steps {
-		if !steps[i].Outcome.Answer() {
-			return true
-		}
+	if t == nil || t.n == 0 {
+		return false
 	}
-	return false
+	return !t.first.Outcome.Answer() || slices.ContainsFunc(t.more, func(s Step) bool { return !s.Outcome.Answer() })
 }
 
 // WithoutTrace returns a context as ctx without its Trace: for what a query sets off and does not wait for.
@@ -111,15 +115,16 @@ func WithoutTrace(ctx context.Context) context.Context {
 	return WithTrace(ctx, nil)
 }
 
-type traceKey struct{}
+// TraceKey is the key of a context's *Trace.
+type TraceKey struct{}
 
-// WithTrace returns a context that carries t.
+// WithTrace returns a context that carries t. A context type of one's own whose Value returns it saves an allocation.
 func WithTrace(ctx context.Context, t *Trace) context.Context {
-	return context.WithValue(ctx, traceKey{}, t)
+	return context.WithValue(ctx, TraceKey{}, t)
 }
 
 // TraceFrom is the Trace that ctx carries; nil where there is none.
 func TraceFrom(ctx context.Context) *Trace {
-	t, _ := ctx.Value(traceKey{}).(*Trace)
+	t, _ := ctx.Value(TraceKey{}).(*Trace)
 	return t
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -113,14 +114,17 @@ func TestMergeUpstreams(t *testing.T) {
 func TestConcurrentWindows(t *testing.T) {
 	u := newUpstreams(0, epoch)
 	var wg sync.WaitGroup
+	// They share a clock: stamps that run back by seconds mean that it was set.
+	var ticks atomic.Int64
 	for range 4 {
 		wg.Go(func() {
 			sink := u.Sink("a", TCP)
 			for i := range 3000 {
+				now := epoch.Add(time.Duration(ticks.Add(1)) * 2500 * time.Microsecond)
 				sink.Begin()
-				sink.End(&Exchange{Start: epoch.Add(time.Duration(i) * 10 * time.Millisecond), Duration: time.Microsecond})
+				sink.End(&Exchange{Start: now.Add(-time.Microsecond), Duration: time.Microsecond})
 				if i%500 == 0 {
-					u.snapshot(epoch.Add(time.Duration(i) * 10 * time.Millisecond))
+					u.snapshot(now)
 				}
 			}
 		})

@@ -32,7 +32,7 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	}
 	rec := &record{writer: writer{ResponseWriter: w}, remote: w.RemoteAddr()}
 	rec.writer.rec = rec
-	rec.Context = observe.WithTrace(ctx, &rec.trace)
+	rec.Context = ctx
 	rec.begin(ctx, r)
 	token := h.queries.Begin(&rec.query)
 	rcode = dns.RcodeServerFailure // a panic, which the server answers so
@@ -51,7 +51,7 @@ type record struct {
 	start  time.Time // when the query was read
 	remote net.Addr  // by identity
 	writer writer
-	name   [maxName]byte
+	name   [usualName]byte
 
 	// Written by the chain's goroutine.
 	came        bool // to a cache
@@ -64,8 +64,12 @@ type record struct {
 	refreshed atomic.Bool // and got it anew
 }
 
-// maxName is the longest domain name in wire format (RFC 1035, section 3.1).
-const maxName = 255
+const (
+	// maxName is the longest domain name in wire format (RFC 1035, section 3.1).
+	maxName = 255
+	// usualName is room for nearly all: a Service's name with a search domain behind it.
+	usualName = 80
+)
 
 type (
 	recordKey struct{}
@@ -77,6 +81,8 @@ func (rec *record) Value(key any) any {
 	switch key.(type) {
 	case recordKey, insideKey:
 		return rec
+	case observe.TraceKey:
+		return &rec.trace
 	}
 	return rec.Context.Value(key)
 }
@@ -105,7 +111,11 @@ func (rec *record) begin(ctx context.Context, r *dns.Msg) {
 	q.ID = r.Id
 	question := &r.Question[0]
 	q.Type = question.Qtype
-	q.Name = wireName(rec.name[:0], question.Name)
+	name := rec.name[:0]
+	if len(question.Name) > usualName-1 { // in wire format it takes an octet more, or less where there are escapes
+		name = make([]byte, 0, maxName+1)
+	}
+	q.Name = wireName(name, question.Name)
 	if a := observe.ArrivalFrom(ctx); a != nil {
 		q.Received, q.Queued, rec.start = a.Received, a.Queued, a.Read
 		return

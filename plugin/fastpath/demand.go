@@ -72,7 +72,10 @@ func (x *exchange) passNowAndThen(b *block, it *item, ttl uint32) bool {
 // no more than cache would have counted: the replays follow each other, and the query them, with no gap, and
 // all of them came after the item did.
 func (x *exchange) credit() {
-	u := x.socket.store.TakeUses(&x.query, x.received)
+	if !x.own.plain {
+		return
+	}
+	u := x.socket.store.TakeUses(&x.own.query, x.received)
 	if u.Count == 0 {
 		return
 	}
@@ -99,5 +102,5 @@ func (x *exchange) credit() {
 // cacheKey is what cache has the question under.
 func (x *exchange) cacheKey() uint64 {
 	q := &x.req.Question[0]
-	return cacheKey(strings.ToLower(q.Name), q.Qtype, q.Qclass, x.query.DO(), x.req.CheckingDisabled)
+	return cacheKey(strings.ToLower(q.Name), q.Qtype, q.Qclass, x.own.query.DO(), x.req.CheckingDisabled)
 }

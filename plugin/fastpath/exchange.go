@@ -15,17 +15,17 @@ import (
 	"localcache.dev/localcache/internal/wire"
 )
 
-// exchange is one plain query on its way through the chain. It is the context and the dns.ResponseWriter of the
+// exchange is one query on its way through the chain. It is the context and the dns.ResponseWriter of the
 // query, and what plugins may hold on to after its end, so that it is not used again.
 type exchange struct {
 	socket   *socket
-	query    wire.Query
 	peer     udpbatch.Peer
 	client   netip.AddrPort
 	received int64 // by clock
 	arrival  observe.Arrival
-	size     int
-	payload  [maxPlain]byte
+
+	mu  sync.Mutex
+	own *scratch // nil when it has ended
 
 	req    dns.Msg
 	remote net.UDPAddr
@@ -38,19 +38,37 @@ type exchange struct {
 	uses   int         // how many replays are counted for cache; 0: none
 }
 
-// maxPlain is the longest plain query (internal/wire): a header, a name, type and class, an OPT record.
-const maxPlain = 12 + 255 + 4 + 11
+// scratch is what a worker has for the query that it works on, which is most of what a query needs.
+type scratch struct {
+	plain   bool       // else query is not to be used, and nothing learnt
+	query   wire.Query // of a plain query
+	size    int
+	payload [querySize]byte
+}
+
+// end takes away what belongs to the worker. Whoever writes a reply after it has returned from the chain can still do so.
+func (x *exchange) end() {
+	x.mu.Lock()
+	x.own = nil
+	x.mu.Unlock()
+}
 
 // serve has the chain answer the query, as dnsserver and miekg/dns do.
 func (x *exchange) serve() {
 	k := x.socket
+	if k.decorate == nil {
+		defer x.end()
+	} else { // it may write when it likes
+		own := *x.own
+		x.own = &own
+	}
 	from := x.client.Addr()
 	x.remote = net.UDPAddr{IP: from.AsSlice(), Port: int(x.client.Port()), Zone: from.Zone()}
 	x.writer = dns.Writer(rawWriter{x})
 	if k.decorate != nil {
 		x.writer = k.decorate(x.writer)
 	}
-	if err := x.req.Unpack(x.payload[:x.size]); err != nil {
+	if err := x.req.Unpack(x.own.payload[:x.own.size]); err != nil {
 		x.req.SetRcodeFormatError(&x.req)
 		x.req.Ns, x.req.Answer, x.req.Extra = nil, nil, nil
 		_ = x.WriteMsg(&x.req) // as miekg/dns: there is nobody to tell

@@ -18,9 +18,11 @@ const second = int64(time.Second)
 // classify decides whether the reply m may be learnt, and under what class. It runs before m is packed, behind
 // dnsserver's ScrubWriter: m is what the client gets.
 func (x *exchange) classify(m *dns.Msg) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
 	x.class, x.pass, x.uses = 0, 0, 0
-	b := x.block
-	if b == nil || !b.on || x.missed.Load() || !replayable(x.query.Type(), x.query.Class()) || m.Truncated ||
+	b, own := x.block, x.own
+	if b == nil || !b.on || own == nil || !own.plain || x.missed.Load() || !replayable(own.query.Type(), own.query.Class()) || m.Truncated ||
 		m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
 		return
 	}
@@ -33,7 +35,7 @@ func (x *exchange) classify(m *dns.Msg) {
 	if size > 1220 && size <= 1480 || size > math.MaxUint16 {
 		return
 	}
-	if x.query.EDNS() {
+	if own.query.EDNS() {
 		// prometheus, which comes before ScrubWriter, does not see the OPT record.
 		size -= optSize
 	}
@@ -66,10 +68,12 @@ const optSize = 11 // RFC 6891, section 6.1.2, without options
 
 // learn stores a packed reply that classify found fit.
 func (x *exchange) learn(data []byte) {
-	if x.class == 0 || x.missed.Load() || len(data) > wire.MaxAnswer {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.class == 0 || x.own == nil || x.missed.Load() || len(data) > wire.MaxAnswer {
 		return
 	}
-	x.socket.store.Put(&x.query, data, replay.PutOptions{
+	x.socket.store.Put(&x.own.query, data, replay.PutOptions{
 		Now: x.received, PassAfter: x.pass, Uses: x.uses, Gap: x.block.options.duration,
 		Class: x.class, Rotate: x.block.rotate,
 	})

@@ -6,12 +6,15 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/observe"
 )
 
 // Each query of a steady stream is answered, through reloads and with queries of all kinds.
@@ -27,11 +30,13 @@ func TestReloadLosesNothing(t *testing.T) {
 		wg.Go(func() {
 			for n := 0; !stop.Load(); n++ {
 				q := question("a.example.", dns.TypeA)
-				switch n % 3 {
+				switch n % 4 {
 				case 1:
 					q = question(fmt.Sprintf("n%d.m%d.example.", n, i), dns.TypeA)
 				case 2:
 					q = nsid("b.example.")
+				case 3:
+					q = odd("b.example.")
 				}
 				b, err := q.Pack()
 				if err != nil {
@@ -112,9 +117,10 @@ func TestStopAnswersWhatWasRead(t *testing.T) {
 	const each = 10
 	for i := range each {
 		c.send(pack(t, question(fmt.Sprintf("n%d.example.", i), dns.TypeA)))
-		c.send(pack(t, nsid(fmt.Sprintf("o%d.example.", i))))
+		c.send(pack(t, nsid(fmt.Sprintf("e%d.example.", i))))
+		c.send(pack(t, odd(fmt.Sprintf("o%d.example.", i))))
 	}
-	eventually(t, "all have come to the upstream", func() bool { return u.asked.Load() >= 2*each })
+	eventually(t, "all have come to the upstream", func() bool { return u.asked.Load() >= 3*each })
 	stopped := make(chan struct{})
 	go func() {
 		defer close(stopped)
@@ -126,7 +132,7 @@ func TestStopAnswersWhatWasRead(t *testing.T) {
 	case <-time.After(50 * time.Millisecond):
 	}
 	close(release)
-	for range 2 * each {
+	for range 3 * each {
 		c.receive()
 	}
 	<-stopped
@@ -140,7 +146,7 @@ func TestLeftovers(t *testing.T) {
 	for round := range 10 {
 		const n = 20
 		for i := range n {
-			c.send(pack(t, nsid(fmt.Sprintf("o%d.r%d.example.", i, round))))
+			c.send(pack(t, odd(fmt.Sprintf("o%d.r%d.example.", i, round))))
 		}
 		// The instance stops with some of them read and others in the queue, and the next one has the queue.
 		r.reload(plain, u)
@@ -239,6 +245,7 @@ func TestStaleIsNotLearnt(t *testing.T) {
 // With all that may be in flight in flight, hits are answered, and another client's miss too. The client that
 // floods has its share and no more.
 func TestFloodOfMisses(t *testing.T) {
+	rec := record(t, nil)
 	u := newUpstream(t)
 	// The upstream is not to be taken for dead.
 	r := run(t, ".:0 {\n bind 127.0.0.1\n errors\n cache\n fastpath\n forward . UPSTREAM {\n max_fails 0\n }\n}", u)
@@ -259,11 +266,25 @@ func TestFloodOfMisses(t *testing.T) {
 	before, n := refused(), 0
 	eventually(t, "refusals", func() bool {
 		for range 40 {
-			flood.send(pack(t, question(fmt.Sprintf("n%d.flood.", n), dns.TypeA)))
+			q := question(fmt.Sprintf("n%d.Flood.", n), dns.TypeA)
+			if n%2 == 0 { // options make no difference
+				q = nsid(fmt.Sprintf("n%d.Flood.", n))
+			}
+			flood.send(pack(t, q))
 			n++
 		}
 		return refused() > before+20
 	})
+	if got := sum(t, "coredns_fastpath_in_flight", nil); got > testInFlight {
+		t.Errorf("%v are in flight, and %d may be", got, testInFlight)
+	}
+	// What was dropped is not lost from the statistics, and who was hit is said.
+	for _, q := range rec.of(t, flood, 20) {
+		if q.Rcode != observe.NoReply || q.Type != dns.TypeA || !strings.HasSuffix(q.name, "\x05flood\x00") || q.Received == 0 {
+			t.Fatalf("a dropped query is recorded as %+v of %q", q.Query, q.name)
+		}
+	}
+	eventually(t, "the log names the client", func() bool { return strings.Contains(logged.String(), "of them from 127.0.0.5") })
 	at := hits(t)
 	for range 100 {
 		hit.ask("a.example.", dns.TypeA)
@@ -286,34 +307,33 @@ func TestSharesOfClients(t *testing.T) {
 	p.users = 1
 	admit := func(client string, n int) (got int) {
 		for range n {
-			x := &exchange{client: netip.MustParseAddrPort(client)}
 			p.mu.Lock()
 			p.idle = append(p.idle, &worker{work: make(chan *exchange, 1)})
 			p.mu.Unlock()
-			if p.submit(x) == admitted {
+			if _, r := p.take(netip.MustParseAddr(client)); r == admitted {
 				got++
 			}
 		}
 		return got
 	}
-	if n := admit("10.0.0.1:1", 100); n != 30 {
+	if n := admit("10.0.0.1", 100); n != 30 {
 		t.Errorf("one client alone has %d of 60", n)
 	}
-	if n := admit("10.0.0.2:1", 100); n != 15 {
+	if n := admit("10.0.0.2", 100); n != 15 {
 		t.Errorf("the second has %d", n)
 	}
-	if n := admit("10.0.0.3:1", 1); n != 1 {
+	if n := admit("10.0.0.3", 1); n != 1 {
 		t.Error("the first query of a third was refused")
 	}
 	p.limit = p.busy
-	if r := p.submit(&exchange{client: netip.MustParseAddrPort("10.0.0.4:1")}); r != overloaded {
+	if _, r := p.take(netip.MustParseAddr("10.0.0.4")); r != overloaded {
 		t.Errorf("above the limit: %v", r)
 	}
 
 	// The next instance starts while those of this one still wait for a silent upstream.
 	next := newPool(p.busy, &total)
 	next.users = 1
-	if r := next.submit(&exchange{client: netip.MustParseAddrPort("10.0.0.4:1")}); r != overloaded {
+	if _, r := next.take(netip.MustParseAddr("10.0.0.4")); r != overloaded {
 		t.Errorf("above the limit of the process: %v", r)
 	}
 }

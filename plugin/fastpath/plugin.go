@@ -19,8 +19,8 @@
 //
 // dnsserver calls Config.UDPDecorateWriterFunc when a server begins to serve a socket. The hook looks that
 // socket up, and has the server serve ours in its place, which is a net.PacketConn (socket.go). Its ReadFrom
-// answers hits; gives plain queries that are none to workers of its own, whose stacks are warm
-// (worker.go); and returns only what is unusual, which miekg/dns then admits, refuses or verifies as always.
+// answers hits; gives other plain queries, and those with EDNS options, to workers of its own, whose stacks are
+// warm (worker.go); and returns only what is unusual, which miekg/dns then admits, refuses or verifies as always.
 // Where the socket is not found, CoreDNS serves it as ever (adopt.go).
 package fastpath
 
@@ -71,6 +71,7 @@ type Plugin struct {
 	now     func() time.Time                                               // time.Now, but in tests
 	flying  atomic.Int64                                                   // misses, of all instances
 	warned  atomic.Bool                                                    // that a socket was not found
+	lost    losses
 
 	mu      sync.Mutex
 	sockets map[*socket]struct{}      // that are being served

@@ -145,7 +145,12 @@ func (k *socket) batch(n int) bool {
 			continue // as miekg/dns does
 		}
 		if k.in.Truncated(i) || !k.query.Parse(payload) {
-			k.odd = append(k.odd, i)
+			if !k.in.Truncated(i) && wire.HasOptions(payload) {
+				missed = true
+				k.dispatch(i, payload, false, now, arrived)
+			} else {
+				k.odd = append(k.odd, i)
+			}
 			continue
 		}
 		if e := k.store.Get(&k.query, now); e != nil && k.mayReplay(e, payload) {
@@ -153,7 +158,7 @@ func (k *socket) batch(n int) bool {
 			continue
 		}
 		missed = true
-		k.dispatch(i, payload, now, arrived)
+		k.dispatch(i, payload, true, now, arrived)
 	}
 	if len(k.count.hits) > 0 {
 		k.flush(arrived)
@@ -215,16 +220,21 @@ func (k *socket) flush(arrived time.Time) {
 // dispatch gives a miss to a worker, or drops it. A client that gets no answer asks again, in seconds; one
 // that gets REFUSED gives the name up or asks the next server at once, and a flood of refusals costs as
 // much as one of hits.
-func (k *socket) dispatch(i int, payload []byte, now int64, arrived time.Time) {
+func (k *socket) dispatch(i int, payload []byte, plain bool, now int64, arrived time.Time) {
 	peer := k.in.Peer(i)
-	x := &exchange{socket: k, query: k.query, peer: *peer, received: now, arrival: arrival(peer, arrived), size: len(payload)}
-	copy(x.payload[:], payload)
-	x.client = peer.AddrPort()
+	client := peer.AddrPort()
 	k.flying.Add(1)
-	if refused := k.instance.pool.submit(x); refused != admitted {
+	w, refused := k.instance.pool.take(client.Addr())
+	if refused != admitted {
 		k.flying.Done()
-		k.plugin.metrics.refused[refused].Inc()
+		k.refused(refused, client, payload, peer, arrived)
+		return
 	}
+	w.plain, w.size = plain, copy(w.payload[:], payload)
+	if plain {
+		w.query = k.query
+	}
+	w.work <- &exchange{socket: k, peer: *peer, client: client, received: now, arrival: arrival(peer, arrived), own: &w.scratch}
 }
 
 // WriteTo implements net.PacketConn. CoreDNS's server writes to the addresses that ReadFrom gave it.
@@ -233,11 +243,11 @@ func (k *socket) WriteTo(b []byte, a net.Addr) (int, error) {
 	if !ok {
 		return 0, &net.OpError{Op: "write", Net: "udp", Addr: a, Err: net.InvalidAddrError("no UDP address")}
 	}
-	if control := controlOf(to); control != nil {
-		n, _, err := k.udp.WriteMsgUDP(b, control, to)
-		return n, err
+	n, _, err := k.udp.WriteMsgUDP(b, controlOf(to), to)
+	if err != nil {
+		k.plugin.metrics.unsent.WithLabelValues(k.address).Inc()
 	}
-	return k.udp.WriteToUDP(b, to)
+	return n, err
 }
 
 // LocalAddr implements net.PacketConn.

@@ -52,6 +52,7 @@ type pool struct {
 type worker struct {
 	work  chan *exchange
 	since time.Time // idle
+	scratch
 }
 
 func newPool(limit int, total *atomic.Int64) *pool {
@@ -93,23 +94,22 @@ func (p *pool) close() {
 	}
 }
 
-// submit hands x to a worker, unless too many are in flight. A client may have as many as there are still free:
-// one alone gets half of all, n that ask for more than there is get an n+1st each, and there
+// take gives a worker to a client's query, unless too many are in flight. A client may have as many as there are still
+// free: one alone gets half of all, n that ask for more than there is get an n+1st each, and there
 // is always room for the first query of another.
-func (p *pool) submit(x *exchange) refusal {
-	client := x.client.Addr()
+func (p *pool) take(client netip.Addr) (*worker, refusal) {
 	p.mu.Lock()
 	free := p.limit - int(p.total.Load())
 	switch n := p.clients[client]; {
 	case p.users == 0:
 		p.mu.Unlock()
-		return stopped
+		return nil, stopped
 	case free <= 0:
 		p.mu.Unlock()
-		return overloaded
+		return nil, overloaded
 	case n >= free:
 		p.mu.Unlock()
-		return clientShare
+		return nil, clientShare
 	default:
 		p.clients[client] = n + 1
 	}
@@ -126,8 +126,7 @@ func (p *pool) submit(x *exchange) refusal {
 		w = &worker{work: make(chan *exchange, 1)}
 		go w.run(p)
 	}
-	w.work <- x
-	return admitted
+	return w, admitted
 }
 
 // run serves one exchange after the other.
