@@ -8,7 +8,7 @@ import (
 
 // decode unpacks what most answers are: the question as it was asked, and records of types A, AAAA,
 // CNAME and SOA whose names have only letters, digits, hyphens and underscores, and an OPT record without
-// options. Names that are pointers to the question share its string. asked is the question in
+// options. Names that are the question's share its string. asked is the question in
 // presentation form. It is false for everything else, faults included, which is left to the library.
 func (q *question) decode(msg []byte, asked *dns.Question) (*dns.Msg, bool) {
 	if !q.shareable || len(msg) < q.end || binary.BigEndian.Uint16(msg[4:]) != 1 ||
@@ -165,7 +165,10 @@ func (d *decoder) name(limit int) (string, bool) {
 			if len(name) == 0 {
 				return ".", true
 			}
-			return string(name), true
+			if string(name) == d.question { // repeated instead of pointed to
+				return d.question, true
+			}
+			return names.of(name), true
 		case n >= 0xc0:
 			if off >= limit {
 				return "", false
