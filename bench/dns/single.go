@@ -8,8 +8,9 @@ import (
 	"localcache.dev/localcache/bench/internal/report"
 )
 
-// settle is how long a server has to come to rest before its memory is read.
-const settle = 1500 * time.Millisecond
+// settle is how long a server has to come to rest before its memory is read: some give back after seconds what they
+// needed for a moment.
+const settle = 4 * time.Second
 
 // memory measures what each server holds, idle and with names in its cache. There are no more than two
 // rounds: the figures hardly move.

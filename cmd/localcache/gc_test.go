@@ -23,25 +23,73 @@ func TestGCPercent(t *testing.T) {
 	}
 }
 
-// TestGrowFirst looks at what the collector is told once something has been collected.
-func TestGrowFirst(t *testing.T) {
+// TestHeapKeeper follows a process through its day.
+func TestHeapKeeper(t *testing.T) {
+	const mib = 1 << 20
+	var allocated uint64
+	told, given := defaultGCPercent, 0
+	k := &heapKeeper{
+		allocated: func() uint64 { return allocated }, live: func() (heap, stacks uint64) { return 8 * mib, 0 },
+		setPercent: func(p int) { told = p }, giveBack: func() { given++; allocated += 100 * mib }, percent: defaultGCPercent, grown: true,
+	}
+	second := func(bytes uint64) {
+		allocated += bytes
+		k.collected()
+		k.tick()
+		k.collected()
+	}
+	second(50 * mib)
+	if told != 300 || given != 0 {
+		t.Errorf("while it starts: %d %%, memory given back %d times", told, given)
+	}
+	for range 20 {
+		second(mib)
+	}
+	if told != 100 || given != 1 {
+		t.Errorf("after the start: %d %%, memory given back %d times", told, given)
+	}
+	for i := range 40 {
+		second(uint64(i%2) * 50 * mib) // it comes in gusts
+	}
+	if told != 300 || given != 1 {
+		t.Errorf("busy: %d %%, memory given back %d times", told, given)
+	}
+	for range quietFor {
+		second(0)
+	}
+	if told != 100 || given != 2 {
+		t.Errorf("quiet again: %d %%, memory given back %d times", told, given)
+	}
+}
+
+// TestKeepHeap looks at what the real collector is told while much is allocated, and that it is told so no more in
+// the end.
+func TestKeepHeap(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(defaultGCPercent))
 	t.Setenv("GOGC", "")
-	growFirst()
+	stop := keepHeap()
 	percent := func() int {
 		p := debug.SetGCPercent(defaultGCPercent)
 		debug.SetGCPercent(p)
 		return p
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(30 * time.Second)
+	var kept []byte
 	for percent() <= defaultGCPercent {
 		if time.Now().After(deadline) {
-			heap, stacks := live()
+			heap, stacks := liveBytes()
 			t.Fatalf("with %d octets alive, %d on stacks, the collector is still told %d %%", heap, stacks, percent())
 		}
-		runtime.GC()
-		time.Sleep(time.Millisecond)
+		kept = make([]byte, 1<<20)
 	}
+	runtime.KeepAlive(kept)
+	for percent() > defaultGCPercent {
+		if time.Now().After(deadline) {
+			t.Fatalf("with nothing to do, the collector is still told %d %%", percent())
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	stop()
 
 	// It goes on after the first time.
 	var calls atomic.Int32

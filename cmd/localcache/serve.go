@@ -81,7 +81,7 @@ func serve(args []string, stdout, stderr io.Writer) int {
 	}
 	clog.SetOutput(stdout)
 	log.SetFlags(0)
-	growFirst()
+	defer keepHeap()()
 	s := &server{flags: f, log: clog.NewWithPlugin("localcache"), reload: make(chan struct{}, 1)}
 	if err := s.run(stdout); err != nil {
 		fmt.Fprintf(stderr, "localcache: %v\n", err)

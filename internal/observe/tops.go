@@ -40,22 +40,25 @@ const (
 	topPeriod = int64(30 * time.Minute)
 )
 
-// tops are a shard's lists of names. A query is counted in the present one only, which is added to the
-// others when its period is over.
+// tops are a shard's lists of names, 5 KB each. A query is counted in the present one only, which is added to the
+// others when its period is over. A list is made when it gets its first name: most nodes have few clients, and
+// most clients no SERVFAIL.
 type tops struct {
 	period  int64 // the number of the present one
-	present [NumTops]topNames
-	before  [NumTops]topNames
-	ever    [NumTops]topNames // without present
+	present [NumTops]*topNames
+	before  [NumTops]*topNames
+	ever    [NumTops]*topNames // without present
 }
 
-func (s *tops) init(t int64) {
-	s.period = t / topPeriod
-	for by := range NumTops {
-		s.present[by] = newTopNames(topSize, topRoom, topCells)
-		s.before[by] = newTopNames(topSize, topRoom, topCells)
-		s.ever[by] = newTopNames(topSize, topRoom, topCells)
+func (s *tops) init(t int64) { s.period = t / topPeriod }
+
+// made is the list in its place, made where there is none.
+func made(place **topNames) *topNames {
+	if *place == nil {
+		t := newTopNames(topSize, topRoom, topCells)
+		*place = &t
 	}
+	return *place
 }
 
 // advance begins a new period where the present one is over.
@@ -65,14 +68,18 @@ func (s *tops) advance(t int64) {
 		return
 	}
 	for by := range NumTops {
-		if TopBy(by) == BySlowest {
-			s.ever[by].mergePeaks(&s.present[by])
-		} else {
-			s.ever[by].merge(&s.present[by])
+		if present := s.present[by]; present != nil {
+			if TopBy(by) == BySlowest {
+				made(&s.ever[by]).mergePeaks(present)
+			} else {
+				made(&s.ever[by]).merge(present)
+			}
 		}
 		s.before[by], s.present[by] = s.present[by], s.before[by]
-		s.present[by].clear()
-		if period > s.period+1 {
+		if s.present[by] != nil {
+			s.present[by].clear()
+		}
+		if period > s.period+1 && s.before[by] != nil {
 			s.before[by].clear()
 		}
 	}
@@ -80,36 +87,40 @@ func (s *tops) advance(t int64) {
 }
 
 func (s *tops) count(q *Query, hash uint64) {
-	s.present[ByQueries].add(hash, q.Name)
+	add := func(by TopBy) { made(&s.present[by]).add(hash, q.Name) }
+	add(ByQueries)
 	if q.Source == FromUpstream {
-		s.present[ByMisses].add(hash, q.Name)
+		add(ByMisses)
 	}
 	switch OutcomeOf(q.Rcode) {
 	case NXDomain:
-		s.present[ByNXDomain].add(hash, q.Name)
+		add(ByNXDomain)
 	case ServFail:
-		s.present[ByServFail].add(hash, q.Name)
+		add(ByServFail)
 	}
-	s.present[BySlowest].peak(hash, q.Name, uint64(max(q.Duration, 0)/time.Microsecond))
+	made(&s.present[BySlowest]).peak(hash, q.Name, uint64(max(q.Duration, 0)/time.Microsecond))
 }
 
 // addTo adds the lists to those of other shards.
 func (s *tops) addTo(ever, recent *[NumTops]Top) {
 	for by := range NumTops {
 		by := TopBy(by)
-		list := func(t *topNames) *Top {
+		addList := func(t *topNames, to ...*Top) {
+			if t == nil {
+				return
+			}
 			floor := t.floor()
 			if by == BySlowest {
 				floor = t.peakFloor()
 			}
 			top := t.snapshot(floor)
-			return &top
+			for _, sum := range to {
+				addTop(sum, &top, by)
+			}
 		}
-		present := list(&s.present[by])
-		addTop(&recent[by], present, by)
-		addTop(&recent[by], list(&s.before[by]), by)
-		addTop(&ever[by], present, by)
-		addTop(&ever[by], list(&s.ever[by]), by)
+		addList(s.present[by], &recent[by], &ever[by])
+		addList(s.before[by], &recent[by])
+		addList(s.ever[by], &ever[by])
 	}
 }
 
