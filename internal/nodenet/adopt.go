@@ -25,8 +25,11 @@ func (k *Keeper) adopt(ctx context.Context, w *wish) error {
 			found[i] = append(found[i], servers...)
 		}
 	}
-	w.spec = w.spec.WithFallback(found[0], found[1])
-	if w.spec.hasFallback() {
+	spec := w.spec.WithFallback(found[0], found[1])
+	k.mu.Lock() // who keeps the link reads the addresses meanwhile
+	w.spec = spec
+	k.mu.Unlock()
+	if spec.hasFallback() {
 		k.cfg.Log.Infof("the fallback stays what an earlier process made it, until more is known")
 	}
 	return nil
