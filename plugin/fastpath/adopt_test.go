@@ -98,10 +98,10 @@ func TestDecoratorOfAnother(t *testing.T) {
 		corefile string
 		reason   string
 	}{
-		"last":               {with + "x.:%[1]d {\n bind 127.0.0.1\n decorate\n forward . UPSTREAM\n}", "decorator"},
-		"first":              {"x.:%[1]d {\n bind 127.0.0.1\n decorate\n forward . UPSTREAM\n}\n" + with, ""},
-		"none to be adopted": {".:%[1]d {\n bind 127.0.0.1\n log\n cache\n fastpath\n forward . UPSTREAM\n}\nx.:%[1]d {\n bind 127.0.0.1\n decorate\n forward . UPSTREAM\n}", "blocks"},
-		"not our server":     {with + "x.:%[1]d {\n bind 127.0.0.2\n decorate\n forward . UPSTREAM\n}", ""},
+		"last":           {with + "x.:%[1]d {\n bind 127.0.0.1\n decorate\n forward . UPSTREAM\n}", "decorator"},
+		"first":          {"x.:%[1]d {\n bind 127.0.0.1\n decorate\n forward . UPSTREAM\n}\n" + with, ""},
+		"none replayed":  {".:%[1]d {\n bind 127.0.0.1\n log\n cache\n fastpath\n forward . UPSTREAM\n}\nx.:%[1]d {\n bind 127.0.0.1\n decorate\n forward . UPSTREAM\n}", "decorator"},
+		"not our server": {with + "x.:%[1]d {\n bind 127.0.0.2\n decorate\n forward . UPSTREAM\n}", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			port := freePort(t)

@@ -52,12 +52,16 @@ func newTwins(t *testing.T, corefile string, ttl uint32) *twins {
 		})
 		ready := make(chan struct{})
 		tested.find = func(in *caddy.Instance, s *dnsserver.Server) (*net.UDPConn, error) {
-			defer close(ready)
 			sites, err := sitesOf(s)
 			if err != nil {
 				return nil, err
 			}
-			w.caches[i] = sites[0].Handler("cache").(*observed).Cache
+			o, ok := sites[0].Handler("cache").(*observed)
+			if !ok || !o.block.on || w.caches[i] != nil {
+				return nil, errors.New("another server's")
+			}
+			defer close(ready)
+			w.caches[i] = o.Cache
 			clock, err := field[func() time.Time](w.caches[i], "now")
 			if err != nil {
 				return nil, err

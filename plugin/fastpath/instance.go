@@ -200,19 +200,13 @@ type why struct {
 	warn   bool // it is not the Corefile's doing
 }
 
-// objection is why a server with these sites gains nothing from us, or must not be adopted.
+// objection is why a server with these sites must not be adopted. One whose blocks cannot be answered from memory gains
+// from batches and warm workers all the same.
 func objection(sites []*dnsserver.Config) why {
-	on := false
 	for _, site := range sites {
 		if site.ViewName != "" || len(site.FilterFuncs) > 0 {
 			return why{reason: "view", text: "one of its blocks has a view"}
 		}
-		if o, ok := site.Handler("cache").(*observed); ok && o.block.on {
-			on = true
-		}
-	}
-	if !on {
-		return why{reason: "blocks", text: "none of its blocks can be answered from memory"}
 	}
 	return why{}
 }

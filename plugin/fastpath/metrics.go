@@ -50,7 +50,7 @@ func newMetrics(p *Plugin) *metrics {
 		socketErrors: counter("socket_errors_total", "Reads of the socket that failed.", "server"),
 		refusedVec:   counter("refused_total", "Queries dropped because too many were in flight.", "reason"),
 		drops:        counter("kernel_drops_total", "Datagrams that the kernel dropped because the socket's queue was full.", "server"),
-		adopted:      desc("adopted", "Sockets that are answered from memory; 0 with the reason where CoreDNS serves them itself.", "server", "reason"),
+		adopted:      desc("adopted", "Sockets that were taken over; 0 with the reason where CoreDNS serves them itself.", "server", "reason"),
 		entries:      desc("entries", "Answers in memory."),
 		bytes:        desc("bytes", "Memory that they take, in octets, about."),
 		learnt:       desc("learnt_total", "Answers stored."),

@@ -16,7 +16,8 @@ import (
 )
 
 func main() {
-	if err := dnsserver.SetDirectives(append(slices.Clone(dnsserver.Directives), "fastpath")); err != nil {
+	known := slices.Clone(dnsserver.Directives)
+	if err := dnsserver.SetDirectives(slices.Insert(known, slices.Index(known, "cache")+1, "fastpath")); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
