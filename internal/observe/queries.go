@@ -95,7 +95,8 @@ type shard struct {
 	mu        sync.Mutex
 	clients   clientTable
 	other     *client // made when it is needed
-	evictions uint64
+	evictions uint64  // of clients that became part of other
+	forgotten uint64  // of these, by Forget
 	tops      tops
 	waits     waits
 	waitMarks marks[waitsMark]
@@ -187,6 +188,7 @@ func (s *Queries) Record(q *Query) { s.record(q, nil, nil) }
 // Token connects the Begin of a query with its End.
 type Token struct {
 	keys  keys
+	by    *client
 	asked uint32 // milliseconds; 0 for a query that is not known by its question
 	begun bool
 }
@@ -208,6 +210,7 @@ func (s *Queries) Begin(q *Query) Token {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	c := s.client(sh, addr, hash, t)
+	token.by = c
 	if q.Proto == UDP {
 		token.asked = milliseconds(t)
 		sh.ask(c, q, &token.keys, token.asked, pending)
@@ -245,7 +248,13 @@ func (s *Queries) record(q *Query, token *Token, trace *Trace) {
 	}
 	sh := s.shardOf(k.client)
 	sh.mu.Lock()
-	c := s.client(sh, addr, k.client, t)
+	var c *client
+	if token != nil {
+		c = sh.heir(token.by, t)
+	}
+	if c == nil {
+		c = s.client(sh, addr, k.client, t)
+	}
 	if q.Proto == UDP {
 		if token != nil && token.asked != 0 {
 			sh.recent.answered(k, q, token.asked, milliseconds(t))

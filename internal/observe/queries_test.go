@@ -279,6 +279,9 @@ func TestStories(t *testing.T) {
 	end(3*time.Second, 0, 60*time.Millisecond, answered)
 	end(4*time.Second, 0, 31*time.Millisecond, silent, answered)
 	end(5*time.Second, 2, 300*time.Millisecond, slices.Repeat([]Step{silent}, MaxSteps+3)...)
+	overtaken := silent
+	overtaken.Overtaken = true
+	end(5500*time.Millisecond, 0, 31*time.Millisecond, overtaken, answered) // nothing has failed
 
 	v := s.Snapshot(epoch.Add(6 * time.Second))
 	if len(v.Stories) != 4 {

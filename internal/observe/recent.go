@@ -20,13 +20,26 @@ const (
 	forgetAfter = 31_000
 )
 
-// pending stands for the answer time of a question that has no answer yet.
-const pending = 0xffff
+// What stands for the answer time of a question that has no answer yet, or one that is a failure.
+const (
+	pending = 0xffff
+	failed  = 0xfffe
+)
 
-// answerTime is a duration in milliseconds that fits beside pending.
+// answerTime is a duration in milliseconds that fits beside pending and failed.
 func answerTime(d time.Duration) uint16 {
-	return uint16(min(max(d, 0)/time.Millisecond, pending-1))
+	return uint16(min(max(d, 0)/time.Millisecond, failed-1))
 }
+
+// failure tells whether a client does not take the answer for one. glibc and musl ask again at once then,
+// and musl once more when its time is over (res_msend.c); dropped on purpose is not lost either.
+func (q *Query) failure() bool { return q.Rcode != rcodeNoError && q.Rcode != rcodeNXDomain }
+
+// RCODEs that end a lookup (RFC 1035 section 4.1.1).
+const (
+	rcodeNoError  = 0
+	rcodeNXDomain = 3
+)
 
 // milliseconds is a time as the memory of questions has it: modulo 2³², never 0.
 func milliseconds(t int64) uint32 {
@@ -48,7 +61,7 @@ type half struct {
 	asked    uint32 // milliseconds; 0 for never
 	id       uint16
 	port     uint16
-	answer   uint16 // milliseconds from asked, or pending
+	answer   uint16 // milliseconds from asked, or pending, or failed
 	interval uint16 // milliseconds between the question before and this one; 0 where it is long
 }
 
@@ -60,7 +73,7 @@ func (h *half) fresh(now uint32) bool {
 
 // late tells whether the answer was not there when the client had waited for so many milliseconds.
 // What was on its way at that time did not help any more.
-func (h *half) late(after int32) bool { return lateAnswer(h.answer, after) }
+func (h *half) late(after int32) bool { return h.answer != failed && lateAnswer(h.answer, after) }
 
 func lateAnswer(answer uint16, after int32) bool {
 	const onItsWay = 100
@@ -175,6 +188,9 @@ func (r *recent) swap(k *keys, now uint32, answer uint16) (age int32, state uint
 		}
 	}
 	at.tag, at.asked = k.exact&^3|exactState(answer), now
+	if answer == failed { // what comes after a failure is no wonder
+		at.asked = 0
+	}
 	return age, state
 }
 
@@ -183,11 +199,17 @@ func (r *recent) answered(k *keys, q *Query, asked, now uint32) {
 	if r.questions == nil {
 		return
 	}
-	answer := uint16(min(max(since(now, asked), 0), pending-1))
+	answer := uint16(min(max(since(now, asked), 0), failed-1))
+	if q.failure() {
+		answer = failed
+	}
 	set := &r.exacts[k.exactSet%exactSets]
 	for i := range set {
 		if x := &set[i]; x.asked == asked && x.tag|3 == k.exact|3 {
 			x.tag = x.tag&^3 | exactState(answer)
+			if answer == failed {
+				x.asked = 0
+			}
 		}
 	}
 	if e := r.find(k); e != nil {

@@ -6,8 +6,10 @@ package observe
 //     another 5 s again, with the same ID from new ports.
 //   - Go (measured): after 5 s, from a new port with a new ID, only the type without answer; two
 //     attempts altogether.
-//   - musl (src/network/res_msend.c): after 2.5 s, from the same port with the same ID, only the type
-//     without answer.
+//   - musl (1.2.3, measured): after 2.5 s, from the same port with the same ID, only the type without
+//     answer.
+//   - Each of them asks again after an answer that is a failure: glibc and Go at once, musl at once and after
+//     2.5 s (src/network/res_msend.c). That is no wait in vain, and nothing was lost.
 //
 // The same question from the same port with the same ID is no accident. The same question from a new
 // port with a new ID, 5 s later, is what Go does, and what a program does that polls a name each 5 s.
@@ -72,6 +74,10 @@ type retransmit struct {
 	cause     Cause
 	suspected bool
 }
+
+// lost is for a question that is asked again together with its other half, which never came before. From the
+// same port it is the same lookup's; from another one it may be somebody else's.
+func (r *retransmit) lost(port, other uint16) { r.cause, r.suspected = QueryLost, port != other }
 
 func (c *client) countRetransmit(r retransmit) {
 	if r.suspected {
@@ -151,11 +157,21 @@ func (r *recent) redirect(from, to *client) {
 // ask notes a question that came over UDP at now, and finds out whether it is one that is asked again.
 // answer is the time that its answer took, or pending.
 func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
+	if answer != pending && q.failure() {
+		answer = failed
+	}
 	r := &sh.recent
 	r.init()
 	r.decisions.settle(now)
 	age, state := r.swap(k, now, answer)
 	e := r.find(k)
+	known := c.known(now) // what is older is of who had the address before
+	if age > known {
+		age = 0
+	}
+	if e != nil && since(now, e.latest()) > known {
+		*e = question{tag: k.question}
+	}
 	if e == nil {
 		var forgotten bool
 		if e, forgotten = r.place(k, now); forgotten {
@@ -170,10 +186,10 @@ func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
 	}
 	switch {
 	case near(now, e.event, joinGap) && e.event&1 != uint32(i):
-		sh.joins(e)
-	case age >= shortestRetry && age < forgetAfter:
+		sh.joins(e, i, seen.port)
+	case age >= shortestRetry && age < forgetAfter && !mine.otherID(seen, age):
 		e.repeated(now, i)
-		sh.again(c, e, other, now, age, state)
+		sh.again(c, e, other, seen, age, state)
 	default:
 		sh.perhaps(c, e, i, seen)
 	}
@@ -185,6 +201,13 @@ func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
 	mine.asked, mine.id, mine.port, mine.answer, mine.interval = now, q.ID, seen.port, answer, uint16(interval)
 }
 
+// otherID tells whether the same was asked from the same port with another ID, after the question that was asked so
+// long ago. A resolver keeps its socket for one lookup; where one socket is used for all, as by a forwarder, an
+// ID is the same again by accident.
+func (h *half) otherID(q asked, age int32) bool {
+	return h.asked != 0 && h.port == q.port && h.id != q.id && since(q.now, h.asked) < age
+}
+
 // asked is a question that has just come.
 type asked struct {
 	port, id uint16
@@ -193,7 +216,7 @@ type asked struct {
 
 // joins is for the other half of a question that was found to be asked again a moment ago. It is the
 // same wait of the client, which has been counted, or will be.
-func (sh *shard) joins(e *question) {
+func (sh *shard) joins(e *question, half int, port uint16) {
 	d := &sh.recent.decisions
 	i := d.find(e.tag)
 	if i < 0 {
@@ -202,7 +225,7 @@ func (sh *shard) joins(e *question) {
 	x := &d.open[i]
 	switch x.wait {
 	case waitNewHalf:
-		x.counts.cause, x.counts.suspected = QueryLost, true
+		x.counts.lost(port, e.half[1-half].port)
 		x.client.countRetransmit(x.counts)
 		d.remove(i)
 	case waitBothHalves:
@@ -219,7 +242,7 @@ func (sh *shard) joins(e *question) {
 }
 
 // again is for a question that came before with the same port and ID.
-func (sh *shard) again(c *client, e *question, other *half, now uint32, age int32, state uint32) {
+func (sh *shard) again(c *client, e *question, other *half, q asked, age int32, state uint32) {
 	counts := retransmit{resolver: UnknownResolver, cause: ReplyLost}
 	slow := state == statePending || state == stateVeryLate
 	switch {
@@ -231,19 +254,23 @@ func (sh *shard) again(c *client, e *question, other *half, now uint32, age int3
 	default:
 		slow = slow || state == stateLate && age < retry
 	}
-	sh.known(c, e, other, now, now-uint32(age), age, counts, slow)
+	sh.known(c, e, other, q, q.now-uint32(age), age, counts, slow)
 }
 
 // known decides about a question that is certainly asked again. It was asked first at the time first.
-func (sh *shard) known(c *client, e *question, other *half, now, first uint32, age int32, counts retransmit, slow bool) {
+func (sh *shard) known(c *client, e *question, other *half, q asked, first uint32, age int32, counts retransmit, slow bool) {
+	now := q.now
 	both := near(other.asked, first, pairGap)
+	if both && other.answer == failed {
+		return // glibc asks for both again when one fails
+	}
 	if slow || both && other.late(age) {
 		counts.cause = SlowUpstream
-	} else if counts.resolver != Musl && c.pairsUp() && !both && (since(other.asked, first) <= 0 || since(now, other.asked) <= pairGap) {
+	} else if counts.resolver != Musl && c.pairsUp() && !both && (other.asked == 0 || since(other.asked, first) <= 0 || since(now, other.asked) <= pairGap) {
 		// glibc sends both halves again: is the other one here for the first time? That cannot be told
 		// of a name that was asked for meanwhile.
 		if near(now, other.asked, pairGap) {
-			counts.cause, counts.suspected = QueryLost, true
+			counts.lost(q.port, other.port)
 		} else {
 			sh.decide(decision{client: c, tag: e.tag, due: now + joinGap, wait: waitNewHalf, counts: counts})
 			return
@@ -265,13 +292,14 @@ func (sh *shard) perhaps(c *client, e *question, i int, q asked) {
 	age, otherAge := since(q.now, mine.asked), since(q.now, other.asked)
 	series := mine.interval >= seriesFrom && mine.interval <= seriesTo
 	switch {
+	case mine.answer == failed && mine.fresh(q.now), other.answer == failed && other.fresh(q.now):
 	case mine.fresh(q.now) && age > pairGap:
 		switch {
 		case q.port == mine.port:
 		case q.id == mine.id && after(age, retry, lateKnown) && near(e.event, mine.asked, pairGap):
 			// glibc's third: an ID that is the same by accident is not likely just after a second.
 			e.repeated(q.now, i)
-			sh.known(c, e, other, q.now, mine.asked, age, retransmit{resolver: Glibc, cause: ReplyLost}, mine.late(age))
+			sh.known(c, e, other, q, mine.asked, age, retransmit{resolver: Glibc, cause: ReplyLost}, mine.late(age))
 		case q.id != mine.id && after(age, retry, lateGo):
 			e.repeated(q.now, i)
 			sh.likeGo(c, e, mine, other, q.now, age, series)

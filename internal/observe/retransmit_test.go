@@ -19,6 +19,7 @@ type arrival struct {
 	port   uint16
 	id     uint16
 	answer float64 // after which time; 0 stands for 0.05
+	rcode  int
 }
 
 const a, aaaa = typeA, typeAAAA
@@ -26,7 +27,11 @@ const a, aaaa = typeA, typeAAAA
 // play feeds arrivals in the order of what happens, and returns the totals a while after the last.
 func play(t testing.TB, arrivals []arrival) (Counts, *Queries) {
 	t.Helper()
-	start := time.Unix(1_700_000_000, 0)
+	return playFrom(t, time.Unix(1_700_000_000, 0), arrivals)
+}
+
+func playFrom(t testing.TB, start time.Time, arrivals []arrival) (Counts, *Queries) {
+	t.Helper()
 	s := newQueries(QueriesOptions{Clients: 1024}, start)
 	type deed struct {
 		at float64
@@ -40,7 +45,7 @@ func play(t testing.TB, arrivals []arrival) (Counts, *Queries) {
 		name := cmp.Or(x.name, "name.example.")
 		q := Query{
 			Client: netip.AddrPortFrom(podAddr(x.client), x.port), ID: x.id, Name: wireName(name), Type: x.qtype,
-			Received: start.UnixNano() + int64(x.at*1e6), Duration: time.Duration(x.answer * 1e6),
+			Received: start.UnixNano() + int64(x.at*1e6), Duration: time.Duration(x.answer * 1e6), Rcode: x.rcode,
 		}
 		last = max(last, x.at+x.answer)
 		if x.answer < 5 {
@@ -108,11 +113,24 @@ func TestRetransmits(t *testing.T) {
 		{"glibc: AAAA is lost on its way here", pairs(
 			arrival{at: 0, qtype: a, port: 1, id: 1},
 			arrival{at: 5005, qtype: a, port: 1, id: 1}, arrival{at: 5005.1, qtype: aaaa, port: 1, id: 2},
-		), suspected(QueryLost, 1)},
+		), certain(Glibc, QueryLost, 1)},
 		{"glibc: A is lost on its way here", pairs(
 			arrival{at: 0, qtype: aaaa, port: 1, id: 2},
 			arrival{at: 5005, qtype: a, port: 1, id: 1}, arrival{at: 5005.1, qtype: aaaa, port: 1, id: 2},
+		), certain(Glibc, QueryLost, 1)},
+		{"glibc: AAAA is lost on its way here, of a program that asks for the name meanwhile", pairs(
+			arrival{at: 0, qtype: a, port: 1, id: 1},
+			arrival{at: 3000, qtype: a, port: 9, id: 91}, arrival{at: 3000.1, qtype: aaaa, port: 9, id: 92},
+			arrival{at: 5005, qtype: a, port: 1, id: 1}, arrival{at: 5005.1, qtype: aaaa, port: 1, id: 2},
+		), certain(Glibc, ReplyLost, 1)}, // it cannot be told any more
+		{"glibc asks for A only, the reply is lost, and another one asks for AAAA just then", pairs(
+			arrival{at: 0, qtype: a, port: 1, id: 1},
+			arrival{at: 5005, qtype: a, port: 1, id: 1}, arrival{at: 5005.1, qtype: aaaa, port: 5, id: 2},
 		), suspected(QueryLost, 1)},
+		{"musl: the reply is lost, and another program asks for the name meanwhile", pairs(
+			arrival{at: 0, qtype: a, port: 1, id: 1}, arrival{at: 1000, qtype: a, port: 9, id: 91},
+			arrival{at: 2503, qtype: a, port: 1, id: 1},
+		), certain(Musl, ReplyLost, 1)},
 		{"glibc: the upstream is slow with AAAA", pairs(
 			arrival{at: 0, qtype: a, port: 1, id: 1}, arrival{at: 0.1, qtype: aaaa, port: 1, id: 2, answer: never},
 			arrival{at: 5005, qtype: a, port: 1, id: 1}, arrival{at: 5005.1, qtype: aaaa, port: 1, id: 2, answer: never},
@@ -178,6 +196,37 @@ func TestRetransmits(t *testing.T) {
 			}
 			return append(list, arrival{at: 25012, qtype: aaaa, port: 991, id: 991})
 		}()...), certain(Go, ReplyLost, 1)},
+		{"musl: SERVFAIL at once, asked again at once and after its timeout", pairs(
+			arrival{at: 0, qtype: a, port: 1, id: 1, rcode: 2}, arrival{at: 0.1, qtype: aaaa, port: 1, id: 2, rcode: 2},
+			arrival{at: 1, qtype: a, port: 1, id: 1, rcode: 2}, arrival{at: 1.1, qtype: aaaa, port: 1, id: 2, rcode: 2},
+			arrival{at: 2501, qtype: a, port: 1, id: 1, rcode: 2}, arrival{at: 2501.1, qtype: aaaa, port: 1, id: 2, rcode: 2},
+		), Counts{}},
+		{"musl: REFUSED, which it takes for no answer", pairs(
+			arrival{at: 0, qtype: a, port: 1, id: 1, rcode: 5}, arrival{at: 0.1, qtype: aaaa, port: 1, id: 2, rcode: 5},
+			arrival{at: 2501, qtype: a, port: 1, id: 1, rcode: 5}, arrival{at: 2501.1, qtype: aaaa, port: 1, id: 2, rcode: 5},
+		), Counts{}},
+		{"musl: SERVFAIL after 2.3 s, asked again at once", pairs(
+			arrival{at: 0, qtype: a, port: 1, id: 1, answer: 2301, rcode: 2}, arrival{at: 0.1, qtype: aaaa, port: 1, id: 2, answer: 2302, rcode: 2},
+			arrival{at: 2301.2, qtype: a, port: 1, id: 1, answer: 2301, rcode: 2}, arrival{at: 2302.4, qtype: aaaa, port: 1, id: 2, answer: 2302, rcode: 2},
+		), Counts{}},
+		{"musl: the upstream is slow, and fails in the end", pairs(
+			arrival{at: 0, qtype: a, port: 1, id: 1, answer: 3000, rcode: 2}, arrival{at: 0.1, qtype: aaaa, port: 1, id: 2},
+			arrival{at: 2501, qtype: a, port: 1, id: 1, answer: 500, rcode: 2},
+		), certain(Musl, SlowUpstream, 1)},
+		{"glibc: A is found, AAAA fails after 2.3 s, both are asked again at once", pairs(
+			arrival{at: 0, qtype: a, port: 1, id: 1}, arrival{at: 0.1, qtype: aaaa, port: 1, id: 2, answer: 2301, rcode: 2},
+			arrival{at: 2301.4, qtype: a, port: 1, id: 1}, arrival{at: 2301.5, qtype: aaaa, port: 1, id: 2, answer: 2301, rcode: 2},
+		), Counts{}},
+		{"Go: AAAA fails, and somebody asks for it after 5 s", pairs(
+			arrival{at: 0, qtype: a, port: 1, id: 1}, arrival{at: 0.1, qtype: aaaa, port: 2, id: 2, rcode: 2},
+			arrival{at: 5001, qtype: aaaa, port: 3, id: 3, rcode: 2},
+		), Counts{}},
+		{"glibc: dropped on purpose", []arrival{
+			{at: 0, qtype: a, port: 1, id: 1, rcode: NoReply}, {at: 5004, qtype: a, port: 1, id: 1, rcode: NoReply}, {at: 10_010, qtype: a, port: 2, id: 1, rcode: NoReply},
+		}, Counts{}},
+		{"glibc: a reply that is lost after one that failed", []arrival{
+			{at: 0, qtype: a, port: 1, id: 1, rcode: 2}, {at: 1, qtype: a, port: 1, id: 1}, {at: 5002, qtype: a, port: 1, id: 1},
+		}, certain(Glibc, ReplyLost, 1)},
 		{"another timeout: options timeout:2", []arrival{
 			{at: 0, qtype: a, port: 1, id: 1}, {at: 2002, qtype: a, port: 1, id: 1},
 		}, certain(UnknownResolver, ReplyLost, 1)},
@@ -186,9 +235,13 @@ func TestRetransmits(t *testing.T) {
 		}, certain(Glibc, ReplyLost, 1)},
 	} {
 		t.Run(test.what, func(t *testing.T) {
-			got, _ := play(t, test.in)
-			if got.Retransmits != test.want.Retransmits || got.Suspected != test.want.Suspected {
-				t.Errorf("retransmits %v, suspected %v\nwant        %v,           %v", got.Retransmits, got.Suspected, test.want.Retransmits, test.want.Suspected)
+			// Milliseconds are kept modulo 2³²: what counts as never must not depend on the date.
+			const quarter = 1 << 30 * time.Millisecond
+			for _, start := range []time.Duration{0, quarter, 2 * quarter, 3 * quarter, 4*quarter - 12*time.Second} {
+				got, _ := playFrom(t, time.UnixMilli(400<<32).Add(start), test.in)
+				if got.Retransmits != test.want.Retransmits || got.Suspected != test.want.Suspected {
+					t.Errorf("start %v: retransmits %v, suspected %v\nwant        %v,           %v", start, got.Retransmits, got.Suspected, test.want.Retransmits, test.want.Suspected)
+				}
 			}
 		})
 	}
@@ -256,6 +309,12 @@ func TestNoFalseRetransmits(t *testing.T) {
 		{"each 5 s, with one ID for ever", func() (list []arrival) {
 			for i := range 200 {
 				list = append(list, arrival{at: float64(5002 * i), qtype: a, port: uint16(2000 + i), id: 4711})
+			}
+			return list
+		}(), 0},
+		{"a forwarder in a pod, from one port for ever", func() (list []arrival) {
+			for i := range 30_000 {
+				list = append(list, arrival{at: float64(10 * i), name: fmt.Sprintf("n%d.example.", r.IntN(10)), qtype: a, port: 2000, id: uint16(r.IntN(65536))})
 			}
 			return list
 		}(), 0},

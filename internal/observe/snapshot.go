@@ -3,6 +3,7 @@ package observe
 import (
 	"cmp"
 	"net/netip"
+	"runtime"
 	"slices"
 	"time"
 )
@@ -47,14 +48,15 @@ type ClientSnapshot struct {
 // ends meanwhile is in it or not. It takes the locks for one client at a time.
 func (s *Queries) Snapshot(now time.Time) *QueriesSnapshot {
 	t := max(s.clock.at(now.UnixNano()), s.clock.latest.Load())
-	v := &QueriesSnapshot{At: now, InFlight: s.inFlight.Load(), Clients: make([]ClientSnapshot, 0, s.clients.Load()+1)}
+	// A client's copy has 5 KB: each is made once, at the place where it stays until it is sorted.
+	v := &QueriesSnapshot{At: now, InFlight: s.inFlight.Load(), Clients: make([]ClientSnapshot, 0, int(s.clients.Load())+numShards)}
 	v.Lost[LossNoClient] = s.noClient.Load()
 	v.Coverage = coverage(s.started, t)
 	v.RecentCoverage = recentTops(s.started, t)
 	var other *ClientSnapshot
 	for i := range s.shards {
-		clients, others := s.shards[i].snapshotClients(&s.clock, t)
-		v.Clients = append(v.Clients, clients...)
+		var others *ClientSnapshot
+		v.Clients, others = s.shards[i].snapshotClients(v.Clients, &s.clock, t)
 		switch {
 		case others == nil:
 		case other == nil:
@@ -67,7 +69,7 @@ func (s *Queries) Snapshot(now time.Time) *QueriesSnapshot {
 	if other != nil {
 		v.Clients = append(v.Clients, *other)
 	}
-	v.Clients = sortClients(v.Clients)
+	sortClients(v.Clients)
 	sortStories(v.Stories)
 	for i := range v.Clients {
 		for w := range v.Total {
@@ -77,9 +79,9 @@ func (s *Queries) Snapshot(now time.Time) *QueriesSnapshot {
 	return v
 }
 
-// snapshotClients copies the shard's clients. A client that loses its place meanwhile would be counted
+// snapshotClients appends copies of the shard's clients to all. A client that loses its place meanwhile would be counted
 // twice, in Overflow too: then it begins anew, at the third time without letting go of the lock.
-func (sh *shard) snapshotClients(clock *timeline, t int64) (list []ClientSnapshot, other *ClientSnapshot) {
+func (sh *shard) snapshotClients(all []ClientSnapshot, clock *timeline, t int64) (list []ClientSnapshot, other *ClientSnapshot) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	sh.recent.decisions.settle(milliseconds(t))
@@ -89,29 +91,33 @@ func (sh *shard) snapshotClients(clock *timeline, t int64) (list []ClientSnapsho
 		if sh.other != nil {
 			clients = append(clients, sh.other)
 		}
-		list, other = make([]ClientSnapshot, 0, len(clients)), nil
+		list, other = slices.Grow(all, len(clients)), nil
 		for _, c := range clients {
-			list = append(list, c.snapshot(clock, t))
+			list = list[:len(list)+1]
+			c.snapshot(&list[len(list)-1], clock, t)
 			if try < 3 {
 				sh.mu.Unlock()
+				// Whoever waits has been woken, and would find the lock taken again: it is theirs now.
+				runtime.Gosched()
 				sh.mu.Lock()
 			}
 		}
 		if evictions != sh.evictions {
 			continue
 		}
-		if n := len(list) - 1; n >= 0 && clients[n] == sh.other {
-			list, other = list[:n], &list[n]
+		if n := len(clients) - 1; n >= 0 && clients[n] == sh.other {
+			last := list[len(list)-1]
+			list, other = list[:len(list)-1], &last
 		}
 		return list, other
 	}
 }
 
-func (c *client) snapshot(clock *timeline, t int64) ClientSnapshot {
+func (c *client) snapshot(v *ClientSnapshot, clock *timeline, t int64) {
 	if c.marks.due(t) {
 		c.marks.advance(t, c.tally.mark())
 	}
-	v := ClientSnapshot{Client: Overflow, FirstSeen: clock.wall(c.first), LastSeen: clock.wall(c.last), Names: c.names.snapshot(c.names.floor())}
+	v.Client, v.FirstSeen, v.LastSeen, v.Names = Overflow, clock.wall(c.first), clock.wall(c.last), c.names.snapshot(c.names.floor())
 	if c.addr.IsValid() {
 		v.Client = c.addr.String()
 	}
@@ -119,13 +125,12 @@ func (c *client) snapshot(clock *timeline, t int64) ClientSnapshot {
 		v.Windows[w] = c.tally.since(c.marks.since(Window(w)))
 	}
 	v.Windows[SinceStart] = c.tally.since(nil)
-	return v
 }
 
-// snapshotCommon adds what the shard's clients have in common.
+// snapshotCommon adds what the shard's clients have in common. What takes longer than a copy is done without the lock.
 func (sh *shard) snapshotCommon(v *QueriesSnapshot, t int64) {
+	stories := make([]story, 0, storiesPerShard)
 	sh.mu.Lock()
-	defer sh.mu.Unlock()
 	if sh.waitMarks.due(t) {
 		sh.waitMarks.advance(t, sh.waits.mark())
 		sh.tops.advance(t)
@@ -139,10 +144,17 @@ func (sh *shard) snapshotCommon(v *QueriesSnapshot, t int64) {
 		v.Upstream[w].Add(&now[waitUpstream])
 		v.Queued[w].Add(&now[waitQueued])
 	}
-	sh.tops.addTo(&v.Tops, &v.RecentTops)
-	v.Stories = sh.stories.appendTo(v.Stories)
 	for l, n := range sh.lost {
 		v.Lost[l] += n
+	}
+	stories = append(stories, sh.stories.kept()...)
+	sh.mu.Unlock()
+	v.Stories = appendStories(v.Stories, stories)
+	for by := range NumTops {
+		sh.mu.Lock()
+		lists := sh.tops.copyOf(TopBy(by)) // all three of one order: at the end of a period they change together
+		sh.mu.Unlock()
+		lists.addTo(&v.Tops[by], &v.RecentTops[by], TopBy(by))
 	}
 }
 
@@ -209,11 +221,12 @@ func mergeClients(lists ...[]ClientSnapshot) []ClientSnapshot {
 			}
 		}
 	}
-	return sortClients(all)
+	sortClients(all)
+	return all
 }
 
 // sortClients sorts by address. What is no address comes last.
-func sortClients(list []ClientSnapshot) []ClientSnapshot {
+func sortClients(list []ClientSnapshot) {
 	type key struct {
 		addr  netip.Addr // invalid for what is none
 		index int
@@ -235,9 +248,18 @@ func sortClients(list []ClientSnapshot) []ClientSnapshot {
 		}
 		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(list[a.index].Client, list[b.index].Client))
 	})
-	sorted := make([]ClientSnapshot, len(list))
-	for i, k := range keys {
-		sorted[i] = list[k.index]
+	// Each is moved once, along the circles that the new order is made of.
+	for i := range keys {
+		if keys[i].index == i {
+			continue
+		}
+		first, to := list[i], i
+		for keys[to].index != i {
+			from := keys[to].index
+			list[to] = list[from]
+			keys[to].index, to = to, from
+		}
+		list[to] = first
+		keys[to].index = to
 	}
-	return sorted
 }

@@ -67,9 +67,12 @@ func (s *stories) push(q *Query, t *Trace) (overwritten bool, lost int) {
 	return overwritten, e.lost
 }
 
-func (s *stories) appendTo(list []Story) []Story {
-	for i := range min(s.pushed, storiesPerShard) {
-		e := &s.entries[i]
+// kept are the stories that are there, in no order. They are the shard's.
+func (s *stories) kept() []story { return s.entries[:min(s.pushed, uint64(len(s.entries)))] }
+
+func appendStories(list []Story, kept []story) []Story {
+	for i := range kept {
+		e := &kept[i]
 		q := &e.query
 		list = append(list, Story{
 			Received: time.Unix(0, q.Received), Client: q.Client, ID: q.ID, Proto: q.Proto,

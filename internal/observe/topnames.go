@@ -48,6 +48,17 @@ func newTopNames(size, room, cells int) topNames {
 	return t
 }
 
+// clone is a copy that can be read without the lock that guards t; nil of nil.
+func (t *topNames) clone() *topNames {
+	if t == nil {
+		return nil
+	}
+	c := *t
+	c.hash, c.count, c.entry, c.cell = slices.Clone(t.hash), slices.Clone(t.count), slices.Clone(t.entry), slices.Clone(t.cell)
+	c.listed, c.name = slices.Clone(t.listed), slices.Clone(t.name)
+	return &c
+}
+
 func (t *topNames) cellOf(hash uint64) uint64 { return hash >> 32 & uint64(len(t.cell)-1) }
 
 // add counts one for the name with the given hash.
@@ -198,7 +209,11 @@ func (t *topNames) mergePeaks(other *topNames) {
 	}
 }
 
+// clear forgets all names; of nil there are none.
 func (t *topNames) clear() {
+	if t == nil {
+		return
+	}
 	t.used = 0
 	clear(t.cell)
 	clear(t.listed)

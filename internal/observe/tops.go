@@ -76,10 +76,8 @@ func (s *tops) advance(t int64) {
 			}
 		}
 		s.before[by], s.present[by] = s.present[by], s.before[by]
-		if s.present[by] != nil {
-			s.present[by].clear()
-		}
-		if period > s.period+1 && s.before[by] != nil {
+		s.present[by].clear()
+		if period > s.period+1 {
 			s.before[by].clear()
 		}
 	}
@@ -101,27 +99,31 @@ func (s *tops) count(q *Query, hash uint64) {
 	made(&s.present[BySlowest]).peak(hash, q.Name, uint64(max(q.Duration, 0)/time.Microsecond))
 }
 
+// topLists are copies of the lists of one order; nil where there is none.
+type topLists struct{ present, before, ever *topNames }
+
+func (s *tops) copyOf(by TopBy) topLists {
+	return topLists{s.present[by].clone(), s.before[by].clone(), s.ever[by].clone()}
+}
+
 // addTo adds the lists to those of other shards.
-func (s *tops) addTo(ever, recent *[NumTops]Top) {
-	for by := range NumTops {
-		by := TopBy(by)
-		addList := func(t *topNames, to ...*Top) {
-			if t == nil {
-				return
-			}
-			floor := t.floor()
-			if by == BySlowest {
-				floor = t.peakFloor()
-			}
-			top := t.snapshot(floor)
-			for _, sum := range to {
-				addTop(sum, &top, by)
-			}
+func (l *topLists) addTo(ever, recent *Top, by TopBy) {
+	add := func(t *topNames, to ...*Top) {
+		if t == nil {
+			return
 		}
-		addList(s.present[by], &recent[by], &ever[by])
-		addList(s.before[by], &recent[by])
-		addList(s.ever[by], &ever[by])
+		floor := t.floor()
+		if by == BySlowest {
+			floor = t.peakFloor()
+		}
+		top := t.snapshot(floor)
+		for _, sum := range to {
+			addTop(sum, &top, by)
+		}
 	}
+	add(l.present, recent, ever)
+	add(l.before, recent)
+	add(l.ever, ever)
 }
 
 // recentTops is how far the recent lists reach back at time t.

@@ -40,5 +40,5 @@ func (sh *shard) addTotals(sum *tally, t *Totals, now uint32) {
 	for l, n := range sh.lost {
 		t.Lost[l] += n
 	}
-	t.Evictions += sh.evictions
+	t.Evictions += sh.evictions - sh.forgotten
 }

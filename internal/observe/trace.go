@@ -14,6 +14,7 @@ const MaxSteps = 6
 // Step is one exchange in the story of a query.
 type Step struct {
 	Upstream string        `json:"upstream"` // "IP:port"
+	Start    time.Time     `json:"start"`    // zero where it is not known
 	Proto    Proto         `json:"proto"`
 	Outcome  Outcome       `json:"outcome"`
 	Rcode    int           `json:"rcode"`
@@ -21,7 +22,9 @@ type Step struct {
 	Hedge    bool          `json:"hedge,omitempty"`  // sent while an earlier one was waiting
 	Reused   bool          `json:"reused,omitempty"` // on a connection that had carried another one
 	Shared   bool          `json:"shared,omitempty"` // made for another client's question
-	Err      string        `json:"error,omitempty"`
+	// Overtaken by another one that answered: nobody knows how it would have ended. Outcome is Timeout then.
+	Overtaken bool   `json:"overtaken,omitempty"`
+	Err       string `json:"error,omitempty"`
 }
 
 // Trace collects the exchanges of one query. Whoever serves the query puts it into its context by
@@ -104,7 +107,8 @@ func (t *Trace) failed() bool {
 	if t == nil || t.n == 0 {
 		return false
 	}
-	return !t.first.Outcome.Answer() || slices.ContainsFunc(t.more, func(s Step) bool { return !s.Outcome.Answer() })
+	bad := func(s Step) bool { return !s.Outcome.Answer() && !s.Overtaken }
+	return bad(t.first) || slices.ContainsFunc(t.more, bad)
 }
 
 // WithoutTrace returns a context as ctx without its Trace: for what a query sets off and does not wait for.

@@ -72,13 +72,13 @@ func restore(msg, query *dns.Msg) {
 }
 
 // summary lists the attempts. The usual case, one that answered, needs no list.
-func (f *flight) summary(now time.Time) Report {
+func (f *flight) summary(now time.Time, answered bool) Report {
 	r := Report{AllDown: f.allDown}
 	if len(f.calls) == 1 && f.calls[0].handled && f.calls[0].outcome.Answer() {
 		return r
 	}
 	for _, c := range f.calls {
-		a := Attempt{Upstream: c.path.server.name, Proto: c.path.proto, Hedge: c.hedge}
+		a := Attempt{Start: c.start, Upstream: c.path.server.name, Proto: c.path.proto, Hedge: c.hedge}
 		if c.handled {
 			a.Outcome, a.Duration, a.Reused = c.outcome, c.end.Sub(c.start), c.reused
 			if c.outcome.Answer() {
@@ -87,7 +87,7 @@ func (f *flight) summary(now time.Time) Report {
 				a.Err = c.err.Error()
 			}
 		} else {
-			a.Outcome, a.Duration = observe.Timeout, now.Sub(c.start)
+			a.Outcome, a.Duration, a.Overtaken = observe.Timeout, now.Sub(c.start), answered
 		}
 		r.Attempts = append(r.Attempts, a)
 	}

@@ -355,13 +355,13 @@ func (f *flight) exhausted(now time.Time) {
 }
 
 func (f *flight) succeed(c *call, msg *dns.Msg) {
-	f.report = f.summary(c.end)
+	f.report = f.summary(c.end, true)
 	f.msg = msg
 	f.end(c, nil)
 }
 
 func (f *flight) fail(now time.Time, err *Error) {
-	report := f.summary(now)
+	report := f.summary(now, false)
 	if err == nil {
 		err = &Error{Cause: causeOf(report.Attempts)}
 	}

@@ -248,7 +248,8 @@ func TestHedgeToAnotherServer(t *testing.T) {
 	quick := startFake(t, false, wellBehaved)
 	g := openGroup(t, GroupConfig{Policy: Sequential}, slow, quick)
 	a := g.mustAnswer(t, "name.example.", observe.UDP)
-	if a.Exchange.Upstream != quick.addr.String() || !a.Exchange.Hedge || len(a.Attempts) != 2 {
+	if a.Exchange.Upstream != quick.addr.String() || !a.Exchange.Hedge || len(a.Attempts) != 2 ||
+		!a.Attempts[0].Overtaken || a.Attempts[1].Overtaken || a.Attempts[1].Start.Before(a.Attempts[0].Start) {
 		t.Errorf("exchange %+v, attempts %+v", a.Exchange, a.Attempts)
 	}
 	// The loser is heard out and reported with its true duration.

@@ -222,12 +222,15 @@ type Report struct {
 
 // Attempt is one exchange as its flight saw it.
 type Attempt struct {
+	Start    time.Time
 	Upstream string
 	Proto    observe.Proto
 	Outcome  observe.Outcome // Timeout also where no answer had come when the flight ended
-	Rcode    int
-	Duration time.Duration
-	Hedge    bool
-	Reused   bool
-	Err      string
+	// Overtaken is true where it was still under way when another attempt answered.
+	Overtaken bool
+	Rcode     int
+	Duration  time.Duration
+	Hedge     bool
+	Reused    bool
+	Err       string
 }

@@ -98,11 +98,11 @@ func tell(t *observe.Trace, r *upstream.Report, answer *upstream.Answer) {
 	}
 	for i := range r.Attempts {
 		a := &r.Attempts[i]
-		t.Add(observe.Step{Upstream: a.Upstream, Proto: a.Proto, Outcome: a.Outcome, Rcode: a.Rcode, Duration: a.Duration, Hedge: a.Hedge, Reused: a.Reused, Shared: r.Shared, Err: a.Err})
+		t.Add(observe.Step{Start: a.Start, Upstream: a.Upstream, Proto: a.Proto, Outcome: a.Outcome, Rcode: a.Rcode, Duration: a.Duration, Hedge: a.Hedge, Reused: a.Reused, Shared: r.Shared, Overtaken: a.Overtaken, Err: a.Err})
 	}
 	if len(r.Attempts) == 0 && answer != nil {
 		e := &answer.Exchange
-		t.Add(observe.Step{Upstream: e.Upstream, Proto: e.Proto, Outcome: e.Outcome, Rcode: e.Rcode, Duration: e.Duration, Hedge: e.Hedge, Reused: e.Reused, Shared: r.Shared})
+		t.Add(observe.Step{Start: e.Start, Upstream: e.Upstream, Proto: e.Proto, Outcome: e.Outcome, Rcode: e.Rcode, Duration: e.Duration, Hedge: e.Hedge, Reused: e.Reused, Shared: r.Shared})
 	}
 }
 
