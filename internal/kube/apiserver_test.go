@@ -17,7 +17,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -190,7 +189,19 @@ func (c *cluster) apply(collection, file string) {
 	c.do(http.MethodPost, collection, content)
 }
 
+// token is another token of the service account.
+func (c *cluster) token() string {
+	c.t.Helper()
+	var issued struct{ Status struct{ Token string } }
+	said := c.do(http.MethodPost, account+"/nodelocaldns/token", o{"spec": o{"expirationSeconds": 3600}})
+	if err := json.Unmarshal(said, &issued); err != nil {
+		c.t.Fatal(err)
+	}
+	return issued.Status.Token
+}
+
 const (
+	account = "/api/v1/namespaces/kube-system/serviceaccounts"
 	rbacIn  = "/apis/rbac.authorization.k8s.io/v1"
 	slices1 = "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices"
 )
@@ -208,17 +219,12 @@ func (c *cluster) slice(method, name string, addresses ...string) {
 // deploy/ and with fewer.
 func TestAPIServer(t *testing.T) {
 	c := startCluster(t)
-	account := "/api/v1/namespaces/kube-system/serviceaccounts"
 	eventually(t, "the namespace is there", func() error {
 		_, err := c.try(http.MethodGet, "/api/v1/namespaces/kube-system", nil)
 		return err
 	})
 	c.do(http.MethodPost, account, o{"metadata": o{"name": "nodelocaldns", "namespace": "kube-system"}})
-	var issued struct{ Status struct{ Token string } }
-	if err := json.Unmarshal(c.do(http.MethodPost, account+"/nodelocaldns/token", o{"spec": o{"expirationSeconds": 3600}}), &issued); err != nil {
-		t.Fatal(err)
-	}
-	c.write("token", []byte(issued.Status.Token))
+	c.write("token", []byte(c.token()))
 	client := NewClient(Config{Server: "127.0.0.1:" + c.port, TokenFile: c.path("token"), CAFile: c.path("certs/apiserver.crt")})
 	client.time.backoff = backoff{first: 20 * time.Millisecond, most: 100 * time.Millisecond, forbidden: 50 * time.Millisecond}
 	t.Cleanup(client.Close)
@@ -285,41 +291,4 @@ func TestAPIServer(t *testing.T) {
 	f.want("10.0.0.6", "fd00::1")
 
 	t.Run("pods", func(t *testing.T) { podsOf(t, c, client) })
-}
-
-func podsOf(t *testing.T, c *cluster, client *Client) {
-	log := &testLog{}
-	w := client.WatchPods("n1", log)
-	running(t, w.Run)
-	eventually(t, "the missing right is named", func() error {
-		if log.count("a ClusterRole and a ClusterRoleBinding must allow the pod's service account verbs [list, watch] on resources [pods]") == 0 {
-			return fmt.Errorf("%q", log.all())
-		}
-		return nil
-	})
-	c.do(http.MethodPost, rbacIn+"/clusterroles", o{"metadata": o{"name": "nodelocaldns-pods"},
-		"rules": []o{{"apiGroups": []string{""}, "resources": []string{"pods"}, "verbs": []string{"list", "watch"}}}})
-	c.do(http.MethodPost, rbacIn+"/clusterrolebindings", o{"metadata": o{"name": "nodelocaldns-pods"},
-		"roleRef":  o{"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "nodelocaldns-pods"},
-		"subjects": []o{{"kind": "ServiceAccount", "name": "nodelocaldns", "namespace": "kube-system"}}})
-	pods := "/api/v1/namespaces/kube-system/pods"
-	for node, name := range map[string]string{"n1": "here", "n2": "there"} {
-		c.do(http.MethodPost, pods, o{"metadata": o{"name": name, "namespace": "kube-system"},
-			"spec": o{"nodeName": node, "containers": []o{{"name": "c", "image": "i"}}}})
-		c.do(http.MethodPatch, pods+"/"+name+"/status", o{"status": o{"phase": "Running", "podIP": "10.1.0.2", "podIPs": []o{{"ip": "10.1.0.2"}}}})
-	}
-	eventually(t, "the pod of this node is known, and no other", func() error {
-		got, _ := w.Pods()
-		if len(got) != 1 || got[0].Name != "here" || got[0].UID == "" || fmt.Sprint(got[0].IPs) != "[10.1.0.2]" {
-			return fmt.Errorf("%+v, log %s", got, strings.Join(log.all(), "; "))
-		}
-		return nil
-	})
-	c.do(http.MethodDelete, pods+"/here?gracePeriodSeconds=0", nil)
-	eventually(t, "it is gone", func() error {
-		if got, _ := w.Pods(); len(got) != 0 {
-			return fmt.Errorf("%+v", got)
-		}
-		return nil
-	})
 }

@@ -11,11 +11,12 @@ import (
 // so that the nodes of a cluster do not come back to a server in one instant.
 type backoff struct {
 	first, most time.Duration // after a failure: first, then twice the one before, up to most
-	forbidden   time.Duration // the least after 403: somebody has to grant the right first
+	// The least after 403, at first and at most: somebody has to grant the right first, or has decided not to.
+	forbidden, forbiddenMost time.Duration
 }
 
 func defaultBackoff() backoff {
-	return backoff{first: 250 * time.Millisecond, most: 30 * time.Second, forbidden: time.Minute}
+	return backoff{first: 250 * time.Millisecond, most: 30 * time.Second, forbidden: time.Minute, forbiddenMost: 10 * time.Minute}
 }
 
 // after is the pause after so many failures in a row, the last of which was err.
@@ -30,7 +31,11 @@ func (b backoff) after(failures int, err error) time.Duration {
 	var s *StatusError
 	if errors.As(err, &s) {
 		if s.Code == http.StatusForbidden {
-			d = max(d, b.forbidden)
+			least := b.forbidden
+			for i := 1; i < failures && least < b.forbiddenMost; i++ {
+				least = min(2*least, b.forbiddenMost)
+			}
+			d = max(d, least)
 		}
 		if s.RetryAfter > 0 {
 			// No sooner than asked for: the spread is on top.

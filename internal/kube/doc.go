@@ -1,6 +1,7 @@
 // Package kube asks the Kubernetes API server for the two things that a node-local cache can use: the
 // endpoints of the Service in front of kube-dns, and the pods of this node. It is the only user of
-// that API, reads and never writes, and needs no more rights than list and watch on the one resource.
+// that API, and needs no more rights than list and watch on the one resource. Reviews of tokens (review.go) create
+// nothing that is kept; they need the role system:auth-delegator.
 //
 // What it promises: nothing waits for the API server. A watch has an answer or it has none yet; once it
 // has one it keeps it, whatever becomes of the server, and takes up changes within moments while the
@@ -10,7 +11,7 @@
 // then watch from the list's version on (https://kubernetes.io/docs/reference/using-api/api-concepts/).
 // client-go does the same with a decoder, a cache and a type for everything there is: its REST client and
 // informer for one resource make the binary 8.7 MB larger, its clientset 25 MB. This package adds 0.3 MB, and
-// about 2 MB of resident memory while it watches.
+// about 2 MB of resident memory while it watches; 3 MB with 110 pods and 5 MB with 250, of 12 KB each as they come.
 //
 //   - Client carries requests: the pod's own token and certificate authority, read anew for each,
 //     because both are rotated; bounds in time and bytes.

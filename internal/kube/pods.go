@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 )
 
 // maxPods bounds the pods kept of one node. The kubelet's default is 110, its documented limit for large
@@ -24,6 +25,8 @@ type Pod struct {
 	// another pod may have them. With HostNetwork they are the node's.
 	IPs         []netip.Addr
 	HostNetwork bool
+	// Started is when the kubelet took the pod in, by the node's clock, in whole seconds; zero before.
+	Started time.Time
 }
 
 // Workload names the object that makes pods.
@@ -90,7 +93,7 @@ func (w *PodWatch) take(all map[string]Pod) {
 
 func (p Pod) equal(o Pod) bool {
 	return p.Namespace == o.Namespace && p.Name == o.Name && p.UID == o.UID && p.Workload == o.Workload &&
-		p.HostNetwork == o.HostNetwork && slices.Equal(p.IPs, o.IPs)
+		p.HostNetwork == o.HostNetwork && p.Started.Equal(o.Started) && slices.Equal(p.IPs, o.IPs)
 }
 
 // apiPod is v1 Pod, as far as it is read.
@@ -100,8 +103,9 @@ type apiPod struct {
 		HostNetwork bool `json:"hostNetwork"`
 	} `json:"spec"`
 	Status struct {
-		Phase  string `json:"phase"`
-		PodIPs []struct {
+		Phase     string `json:"phase"`
+		StartTime string `json:"startTime"`
+		PodIPs    []struct {
 			IP string `json:"ip"`
 		} `json:"podIPs"`
 	} `json:"status"`
@@ -118,6 +122,9 @@ func decodePod(raw []byte) (objectMeta, Pod, error) {
 	}
 	m := a.Metadata
 	p := Pod{Namespace: m.Namespace, Name: m.Name, UID: m.UID, HostNetwork: a.Spec.HostNetwork, Workload: workloadOf(m)}
+	if t, err := time.Parse(time.RFC3339, a.Status.StartTime); err == nil {
+		p.Started = t
+	}
 	if a.Status.Phase != "Succeeded" && a.Status.Phase != "Failed" {
 		for _, ip := range a.Status.PodIPs[:min(len(a.Status.PodIPs), maxPodIPs)] {
 			if addr, err := netip.ParseAddr(ip.IP); err == nil {

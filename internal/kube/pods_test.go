@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"testing"
+	"time"
 
 	"localcache.dev/localcache/internal/kube/kubetest"
 )
@@ -38,6 +39,7 @@ func TestPods(t *testing.T) {
 		meta["labels"] = o{"pod-template-hash": "7d4b", "app": "web"}
 		meta["ownerReferences"] = []o{{"kind": "ConfigMap", "name": "c"}, {"kind": "ReplicaSet", "name": "web-7d4b", "controller": yes}}
 		status["podIPs"] = ips("10.1.0.2", "fd00::2")
+		status["startTime"] = "2026-01-02T03:04:05Z"
 	}))
 	s.Set(kubetest.Pods, pod("kube-system", "proxy", "u2", "n1", func(meta, spec, status o) {
 		spec["hostNetwork"] = true
@@ -68,8 +70,8 @@ func TestPods(t *testing.T) {
 		}
 		return l
 	}
-	proxy := Pod{"kube-system", "proxy", "u2", Workload{"DaemonSet", "kube-proxy"}, addrs("192.0.2.10"), true}
-	web := Pod{"shop", "web-7d4b-x", "u1", Workload{"Deployment", "web"}, addrs("10.1.0.2", "fd00::2"), false}
+	proxy := Pod{"kube-system", "proxy", "u2", Workload{"DaemonSet", "kube-proxy"}, addrs("192.0.2.10"), true, time.Time{}}
+	web := Pod{"shop", "web-7d4b-x", "u1", Workload{"Deployment", "web"}, addrs("10.1.0.2", "fd00::2"), false, time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	bare := Pod{Namespace: "shop", Name: "bare", UID: "u4"}
 	want("the first list is known", proxy, bare, web)
 	<-w.Changed()
@@ -77,7 +79,9 @@ func TestPods(t *testing.T) {
 	s.Set(kubetest.Pods, pod("shop", "bare", "u4", "n1", func(_, _, status o) { status["podIPs"] = ips("10.1.0.9", "junk") }))
 	bare.IPs = addrs("10.1.0.9")
 	want("the pod has an address", proxy, bare, web)
-	s.Set(kubetest.Pods, pod("shop", "bare", "u4", "n1", func(_, _, status o) { status["podIPs"], status["phase"] = ips("10.1.0.9"), "Succeeded" }))
+	s.Set(kubetest.Pods, pod("shop", "bare", "u4", "n1", func(_, _, status o) {
+		status["podIPs"], status["phase"], status["startTime"] = ips("10.1.0.9"), "Succeeded", "junk"
+	}))
 	bare.IPs = nil
 	want("a pod that has ended has no address", proxy, bare, web)
 	s.Delete(kubetest.Pods, "shop", "bare")

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"net/url"
 	"strconv"
 	"sync"
@@ -22,6 +23,7 @@ type State struct {
 	Dropped   uint64    // objects that were not kept, because there are more than the bound
 	Failures  uint64    // attempts to list or watch that ended with an error
 	LastError string    // of the last such attempt; "" while all is well
+	Forbidden bool      // LastError is that of a right that is missing
 }
 
 // reflector keeps a map of records, one for each object of a resource, true to what the API server has.
@@ -124,6 +126,7 @@ func (r *reflector[R]) failed(err error) {
 	r.update(func(s *State) {
 		s.Failures++
 		s.LastError = err.Error()
+		s.Forbidden = status != nil && status.Code == http.StatusForbidden
 	})
 	if kind == r.woe {
 		return
@@ -140,7 +143,7 @@ func (r *reflector[R]) failed(err error) {
 func (r *reflector[R]) answered() {
 	r.update(func(s *State) {
 		s.LastSync = time.Now()
-		s.LastError = ""
+		s.LastError, s.Forbidden = "", false
 		s.Objects = len(r.records)
 	})
 }

@@ -3,11 +3,16 @@
 // Readers take a Table, which never changes, from a Directory; whoever knows the node's pods puts a new Table
 // there when they change. Neither waits for the other. Without anybody who knows them, a Table says so, and
 // clients are told apart by address alone.
+//
+// Addresses are used again: the pod that has one now must not be shown with what another one did. So a Table knows
+// since when each address is its pod's, and who had it before (tenure.go), and Directory.Turn has statistics by address
+// thrown away between two Tables.
 package pods
 
 import (
 	"net/netip"
 	"sync/atomic"
+	"time"
 )
 
 // Pod is what is known about a pod.
@@ -21,6 +26,8 @@ type Pod struct {
 	IPs []netip.Addr
 	// HostNetwork pods have the node's addresses, so that the clients there cannot be told apart.
 	HostNetwork bool
+	// Started is when the node took the pod in, before it had an address (status.startTime); zero where unknown.
+	Started time.Time
 }
 
 // Host stands for everything that asks from the node's own addresses.
@@ -34,23 +41,27 @@ type Table struct {
 	known  bool
 	reason string
 	pods   []Pod
-	byAddr map[netip.Addr]int // index, or host
+	byAddr map[netip.Addr]tenure
 	byName map[[2]string]int
+	former []ended // the latest last
 }
 
-const host = -1
-
-// NewTable makes a Table of the pods of this node. An address that two pods have belongs to the later one: a pod that has
-// ended may still be listed.
+// NewTable makes a Table of the pods of this node. Their addresses count as theirs from the beginning of time; Next makes
+// one that knows better. An address that two pods have belongs to the one that was started later: one that has ended may
+// still be listed. An address that a pod of the node's network has as well is the node's.
 func NewTable(list []Pod) *Table {
-	t := &Table{known: true, pods: list, byAddr: make(map[netip.Addr]int, len(list)), byName: make(map[[2]string]int, len(list))}
+	t := &Table{known: true, pods: list, byAddr: make(map[netip.Addr]tenure, len(list)), byName: make(map[[2]string]int, len(list))}
 	for i, p := range list {
 		t.byName[[2]string{p.Namespace, p.Name}] = i
 		for _, a := range p.IPs {
-			if p.HostNetwork {
-				i = host
+			a = a.Unmap()
+			was, taken := t.byAddr[a]
+			switch {
+			case p.HostNetwork:
+				t.byAddr[a] = tenure{pod: host}
+			case !taken || was.pod != host && !p.Started.Before(list[was.pod].Started):
+				t.byAddr[a] = tenure{pod: i}
 			}
-			t.byAddr[a.Unmap()] = i
 		}
 	}
 	return t
@@ -59,7 +70,14 @@ func NewTable(list []Pod) *Table {
 // Unknown makes a Table that knows no pods, for a reason that tells people what to do.
 func Unknown(reason string) *Table { return &Table{reason: reason} }
 
-// Known tells whether the pods are known; if they are not, why.
+// WithRemark is t with something that people should know about it, such as that it is not kept up to date any more.
+func (t *Table) WithRemark(remark string) *Table {
+	c := *t
+	c.reason = remark
+	return &c
+}
+
+// Known tells whether the pods are known; if they are not, why. For a Table with a remark, the remark.
 func (t *Table) Known() (known bool, reason string) {
 	if t == nil {
 		return false, "nobody says which pods there are"
@@ -80,14 +98,18 @@ func (t *Table) Of(a netip.Addr) (Pod, bool) {
 	if t == nil {
 		return Pod{}, false
 	}
-	i, ok := t.byAddr[a.Unmap()]
-	switch {
-	case !ok:
+	h, ok := t.byAddr[a.Unmap()]
+	if !ok {
 		return Pod{}, false
-	case i == host:
-		return Host, true
 	}
-	return t.pods[i], true
+	return t.holder(h), true
+}
+
+func (t *Table) holder(h tenure) Pod {
+	if h.pod == host {
+		return Host
+	}
+	return t.pods[h.pod]
 }
 
 // Named is the pod of a name.

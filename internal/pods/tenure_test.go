@@ -1,0 +1,196 @@
+package pods
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+)
+
+var epoch = time.Unix(1_700_000_000, 0)
+
+func at(seconds float64) time.Time { return epoch.Add(time.Duration(seconds * 1e9)) }
+
+func pod(name, uid string, started float64, ips ...string) Pod {
+	p := Pod{Namespace: "shop", Name: name, UID: uid, Started: at(started)}
+	for _, ip := range ips {
+		p.IPs = append(p.IPs, addr(ip))
+	}
+	return p
+}
+
+// history feeds one Directory and writes down what is to be forgotten.
+type history struct {
+	t *testing.T
+	d Directory
+}
+
+// turn checks which statistics are thrown away: "ADDRESS SECONDS" each.
+func (h *history) turn(seconds float64, list []Pod, want ...string) {
+	h.t.Helper()
+	var got []string
+	h.d.Turn(list, []netip.Addr{addr("192.0.2.1"), addr("169.254.25.10")}, at(seconds), func(a netip.Addr, before time.Time) {
+		if p, ok := h.d.Table().Of(a); ok {
+			h.t.Errorf("at %v s: while what %s has is thrown away, it is shown as %+v", seconds, a, p)
+		}
+		got = append(got, fmt.Sprint(a, " ", before.Sub(epoch).Seconds()))
+	})
+	if !slices.Equal(got, want) {
+		h.t.Errorf("at %v s: thrown away is %q, want %q", seconds, got, want)
+	}
+}
+
+// is checks whose what was asked at a time is.
+func (h *history) is(a string, seconds float64, uid string) {
+	h.t.Helper()
+	if p, _ := h.d.Table().At(addr(a), at(seconds)); p.UID != uid {
+		h.t.Errorf("what %s asked at %v s is of %q, want %q", a, seconds, p.UID, uid)
+	}
+}
+
+// TestTenure: an address goes from pod to pod, and nobody inherits.
+func TestTenure(t *testing.T) {
+	const a, b = "10.244.1.5", "10.244.1.6"
+	h := &history{t: t}
+
+	// The process has started at 0 and asked the API server at 10. The pod was there before, at -100, or came at 4: then
+	// what was asked before is not of it.
+	h.turn(10, []Pod{pod("one", "u1", -100, a), pod("two", "u2", 4, b)}, a+" -100", b+" 4")
+	h.is(a, 0, "u1")
+	h.is(b, 3, "")
+	h.is(b, 5, "u2")
+
+	// Nothing has changed for them.
+	h.turn(20, []Pod{pod("one", "u1", -100, a), pod("three", "u3", 19), pod("two", "u2", 4, b)})
+
+	// One has ended: its address is nobody's. What it has asked stays its own.
+	h.turn(30, []Pod{pod("one", "u1", -100), pod("three", "u3", 19), pod("two", "u2", 4, b)}, a+" 30")
+	h.is(a, 29, "u1")
+	h.is(a, 30, "")
+	if p, ok := h.d.Table().Of(addr(a)); ok {
+		t.Errorf("%s is shown as %+v", a, p)
+	}
+
+	// Another has got it: what was asked since the end of the one before is its own, though the event comes later.
+	h.turn(40, []Pod{pod("three", "u3", 19, a), pod("two", "u2", 4, b)}, a+" 30")
+	if since, ok := h.d.Table().Since(addr(a)); !ok || !since.Equal(at(30)) {
+		t.Errorf("%s is its pod's since %v s", a, since.Sub(epoch).Seconds())
+	}
+	h.is(a, 18, "u1")
+	h.is(a, 29, "") // when the node had the next one already
+	h.is(a, 31, "u3")
+	h.is(a, 41, "u3")
+
+	// The same name comes back as another pod with the same address, and nothing was seen in between.
+	h.turn(50, []Pod{pod("three", "u4", 42, a), pod("two", "u2", 4, b)}, a+" 50")
+	h.is(a, 41, "u3")
+	h.is(a, 45, "") // of either
+	h.is(a, 51, "u4")
+
+	// A pod that is here for long changes its address.
+	h.turn(60, []Pod{pod("three", "u4", 42, a), pod("two", "u2", 4, "10.244.1.7")}, b+" 60", "10.244.1.7 60")
+	h.is("10.244.1.7", 59, "")
+	h.is(b, 59, "u2")
+
+	// Two change places.
+	h.turn(70, []Pod{pod("three", "u4", 42, "10.244.1.7"), pod("two", "u2", 4, a)}, a+" 70", "10.244.1.7 70")
+	h.is(a, 69, "u4")
+	h.is(a, 70, "u2")
+	h.is("10.244.1.7", 69, "u2")
+	h.is("10.244.1.7", 70, "u4")
+}
+
+// TestTenureUnknownStart: a pod of which nobody says since when it is there has its address from now on.
+func TestTenureUnknownStart(t *testing.T) {
+	h := &history{t: t}
+	p := pod("one", "u1", 0, "10.244.1.5")
+	p.Started = time.Time{}
+	h.turn(10, []Pod{p}, "10.244.1.5 10")
+	h.is("10.244.1.5", 9, "")
+
+	// A start in the future is none.
+	h.turn(20, []Pod{pod("two", "u2", 1000, "10.244.1.5")}, "10.244.1.5 20")
+	h.is("10.244.1.5", 21, "u2")
+	// And after the clock was set back, who comes then has its address nevertheless.
+	h.turn(5, []Pod{pod("three", "u3", 4, "10.244.1.5")}, "10.244.1.5 5")
+	h.is("10.244.1.5", 6, "u3")
+}
+
+// TestTenureHost: who asks from the node's addresses is one, whichever pods come and go, and nothing of it is thrown away.
+func TestTenureHost(t *testing.T) {
+	h := &history{t: t}
+	proxy := Pod{Namespace: "kube-system", Name: "proxy", UID: "u1", HostNetwork: true, IPs: []netip.Addr{addr("192.0.2.9")}, Started: at(1)}
+	h.turn(10, []Pod{proxy})
+	for _, a := range []string{"192.0.2.9", "192.0.2.1", "169.254.25.10", "::ffff:169.254.25.10"} {
+		if p, ok := h.d.Table().Of(addr(a)); !ok || !p.IsHost() {
+			t.Errorf("%s is %+v", a, p)
+		}
+		if p, ok := h.d.Table().At(addr(a), at(0)); !ok || !p.IsHost() {
+			t.Errorf("%s was %+v", a, p)
+		}
+	}
+	proxy.UID = "u2"
+	h.turn(20, []Pod{proxy})
+	h.turn(30, nil)
+	// This process in a network of its own: the address is its pod's. What the node had does not go over to it.
+	h.turn(40, []Pod{pod("cache", "u3", 35, "192.0.2.1")}, "192.0.2.1 35")
+	h.is("192.0.2.1", 41, "u3")
+	h.turn(50, nil, "192.0.2.1 50")
+	if p, _ := h.d.Table().Of(addr("192.0.2.1")); !p.IsHost() {
+		t.Errorf("%+v", p)
+	}
+}
+
+// TestTenureTwo: two pods are listed with one address: it is the younger one's, in whichever order.
+func TestTenureTwo(t *testing.T) {
+	old, young := pod("b", "old", 1, "10.244.1.5"), pod("a", "young", 2, "10.244.1.5")
+	for _, list := range [][]Pod{{old, young}, {young, old}} {
+		if p, _ := NewTable(list).Of(addr("10.244.1.5")); p.UID != "young" {
+			t.Errorf("it is %s's", p.UID)
+		}
+	}
+}
+
+// TestFormerBounded: what is over is remembered up to a bound, the latest.
+func TestFormerBounded(t *testing.T) {
+	var d Directory
+	const n = maxFormer + 100
+	for i := range n {
+		d.Turn([]Pod{pod("job", fmt.Sprint(i), float64(i), "10.244.1.5")}, nil, at(float64(i)), func(netip.Addr, time.Time) {})
+	}
+	tab := d.Table()
+	if len(tab.former) != maxFormer {
+		t.Errorf("%d are remembered", len(tab.former))
+	}
+	for seconds, want := range map[int]string{n - 1: fmt.Sprint(n - 1), n - 2: fmt.Sprint(n - 2), n - maxFormer: fmt.Sprint(n - maxFormer), 0: ""} {
+		if p, _ := tab.At(addr("10.244.1.5"), at(float64(seconds))); p.UID != want {
+			t.Errorf("at %d s it is of %q, want %q", seconds, p.UID, want)
+		}
+	}
+}
+
+// TestRemark: what was known stays, with what people should know about it.
+func TestRemark(t *testing.T) {
+	tab := table().WithRemark("the API server is away")
+	known, remark := tab.Known()
+	if p, _ := tab.Of(addr("10.244.1.5")); !known || remark != "the API server is away" || p.UID != "u1" {
+		t.Errorf("known %t, %q, %+v", known, remark, p)
+	}
+	next, turned := tab.Next(tab.pods, nil, at(1))
+	if known, remark := next.Known(); !known || remark != "" || len(turned) != 0 {
+		t.Errorf("afterwards: known %t, %q, turned %v", known, remark, turned)
+	}
+}
+
+func BenchmarkTurn(b *testing.B) {
+	list := make([]Pod, 250)
+	for i := range list {
+		list[i] = pod(fmt.Sprintf("web-%d", i), fmt.Sprint(i), 0, netip.AddrFrom4([4]byte{10, 244, 1, byte(i)}).String())
+	}
+	var d Directory
+	b.ReportAllocs()
+	for b.Loop() {
+		d.Turn(list, nil, at(1), func(netip.Addr, time.Time) {})
+	}
+}
