@@ -24,7 +24,8 @@ const (
 
 // Access decides who may ask.
 type Access interface {
-	check(r *http.Request) *Error
+	// check tells whether the request comes from somebody who has the role. RolePublic has everybody.
+	check(r *http.Request, role Role) *Error
 	// String says it in the list of listeners.
 	String() string
 }
@@ -34,8 +35,8 @@ func Open() Access { return open{} }
 
 type open struct{}
 
-func (open) check(*http.Request) *Error { return nil }
-func (open) String() string             { return "open" }
+func (open) check(*http.Request, Role) *Error { return nil }
+func (open) String() string                   { return "open" }
 
 // Token is Access for those who know what a file says. The file is read again when a request comes, at most once a
 // second: a token can be changed, or taken away with the file, without a restart.
@@ -99,7 +100,11 @@ func ReadToken(path string) (string, error) {
 	return text, nil
 }
 
-func (t *Token) check(r *http.Request) *Error {
+// check implements Access: the token has all roles.
+func (t *Token) check(r *http.Request, role Role) *Error {
+	if role == RolePublic {
+		return nil
+	}
 	want, err := t.current(time.Now())
 	if err != nil {
 		return &Error{Code: http.StatusServiceUnavailable, Reason: "NoToken", Message: "nobody can be let in: the token of this listener cannot be read", Hint: "look at the file that 'access token' names in the Corefile"}

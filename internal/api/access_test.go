@@ -37,7 +37,7 @@ func TestToken(t *testing.T) {
 		for _, a := range authorization {
 			r.Header.Add("Authorization", a)
 		}
-		if e := token.check(r); e != nil {
+		if e := token.check(r, RoleAggregates); e != nil {
 			return e.Code
 		}
 		return 200

@@ -293,7 +293,7 @@ func pageStatus(next string) int {
 func TestRefused(t *testing.T) {
 	h := world(t, nil).Handler(nil)
 	for target, want := range map[string]int{
-		"/": 404, "/api/v1/nothing": 404, "/api/v1/pods/a/b/c": 404,
+		"/none": 404, "/api/v1/nothing": 404, "/api/v1/pods/a/b/c": 404,
 		"/api/v1/top?windows=1h": 400, "/api/v1/top?window=5m": 400, "/api/v1/top?limit=0": 400, "/api/v1/top?limit=2049": 400, "/api/v1/top?limit=1&limit=2": 400,
 		"/api/v1/top?by=": 400, "/api/v1/queries?since=yesterday": 400, "/api/v1/queries?minDuration=-1s": 400, "/api/v1/queries?minDuration=100": 400,
 		"/api/v1/queries?continue=x": 400, "/api/v1/queries?a=%zz": 400, "/api/v1/queries?rcode=NOPE": 400, "/api/v1/queries?rcode=99999": 400,

@@ -18,14 +18,14 @@
 // Reading must not disturb DNS: an answer is made from a snapshot that requests share for a moment, few requests
 // run at a time, the number of connections is bounded for each listener, and a client that does not read is
 // left after some seconds. Nothing is believed because of where it comes from except the unix socket, which the file's
-// mode guards: other listeners ask for a token, or were opened to all in so many words. Requests of
+// mode guards: other listeners have an Access, and each endpoint the Role that it needs. A token has all roles; Kubernetes
+// gives them one by one, by its own rules; or a listener was opened to all in so many words. Requests of
 // browsers for other sites are refused (Host, Origin, Sec-Fetch-Site), and no CORS header is ever sent.
 package api
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
+	"math/bits"
 	"net/http"
 	"os"
 	"sync"
@@ -48,6 +48,8 @@ const (
 	// 1,024 clients.
 	snapshotAge  = 200 * time.Millisecond
 	keepSnapshot = 2 * time.Second
+	// maxTables is how often a snapshot is taken anew because the pods have changed meanwhile.
+	maxTables = 4
 )
 
 // Logger is the part of a CoreDNS plugin logger that this package writes to.
@@ -72,6 +74,12 @@ type Server struct {
 	redact  atomic.Uint32
 	running chan struct{}
 	count   requestCounts
+	streams streams      // of the page
+	unsent  atomic.Int64 // bytes of large answers that are being sent
+	// maxUnsent, stallTimeout and writeTimeout but for tests.
+	room         int64
+	stall, whole time.Duration
+	sizes        sync.Map // sizeKind → int: of the last answer, in bytes
 
 	mu     sync.Mutex
 	latest *snapshot
@@ -85,7 +93,7 @@ func New(o Options) *Server {
 	if o.Pods == nil {
 		o.Pods = new(pods.Directory)
 	}
-	return &Server{options: o, secret: newSecret(), running: make(chan struct{}, maxRunning)}
+	return &Server{options: o, secret: newSecret(), running: make(chan struct{}, maxRunning), room: maxUnsent, stall: stallTimeout, whole: writeTimeout}
 }
 
 // snapshot is everything at one moment.
@@ -104,7 +112,21 @@ func (s *Server) snapshot() *snapshot {
 	if v := s.latest; v != nil && now.Sub(v.at) < snapshotAge {
 		return v
 	}
-	v := &snapshot{at: now, queries: s.options.Queries.Snapshot(now), upstreams: s.options.Upstreams.Snapshot(), pods: s.options.Pods.Table()}
+	v := &snapshot{at: now, upstreams: s.upstreamSnapshots(), pods: s.options.Pods.Table()}
+	// Statistics and Table have to be of the same time, or a pod is shown with what the one before it did. Tables change
+	// some times a second at most.
+	for try := 1; ; try++ {
+		v.queries = s.options.Queries.Snapshot(now)
+		table := s.options.Pods.Table()
+		if table == v.pods {
+			break
+		}
+		v.pods = table
+		if try == maxTables {
+			v.pods = podsChanging
+			break
+		}
+	}
 	s.latest = v
 	if s.drop == nil {
 		s.drop = time.AfterFunc(keepSnapshot, func() {
@@ -116,27 +138,46 @@ func (s *Server) snapshot() *snapshot {
 	return v
 }
 
+// upstreamsOnly is a snapshot for those who look at upstreams alone: one of the clients is made for it only where nothing else
+// tells how long the windows are.
+func (s *Server) upstreamsOnly() *snapshot {
+	s.mu.Lock()
+	now, latest := time.Now(), s.latest
+	s.mu.Unlock()
+	if latest != nil && now.Sub(latest.at) < snapshotAge {
+		return latest
+	}
+	upstreams := s.upstreamSnapshots()
+	if len(upstreams) == 0 {
+		return s.snapshot()
+	}
+	return &snapshot{at: now, queries: &observe.QueriesSnapshot{At: now, Coverage: upstreams[0].Coverage}, upstreams: upstreams, pods: s.options.Pods.Table()}
+}
+
+var podsChanging = pods.Unknown("the pods of this node change too fast: ask again")
+
 // Handler answers the requests of one listener. access decides who may ask; nil stands for a listener that
 // nobody reaches who may not, which is the unix socket.
 func (s *Server) Handler(access Access) http.Handler {
-	mux := http.NewServeMux()
+	m := newMounts()
 	for _, e := range all() {
-		mux.HandleFunc(e.path, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, &e) })
+		m.handle(e.path, e.role, func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, &e) })
 	}
+	s.mountPage(m, access)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header := w.Header()
 		header.Set("Cache-Control", "no-store")
 		header.Set("X-Content-Type-Options", "nosniff")
 		header.Set("Content-Security-Policy", "default-src 'none'")
 		header.Set("Cross-Origin-Resource-Policy", "same-origin")
-		_, pattern := mux.Handler(r)
-		e := s.admit(r, access)
+		pattern, role := m.of(r)
+		e := s.admit(r, access, role)
 		if e == nil && pattern == "" {
 			e = &Error{Code: http.StatusNotFound, Reason: "NotFound", Message: fmt.Sprintf("there is nothing at %s", cut(r.URL.Path)),
 				Hint: "GET /openapi.json lists what there is"}
 		}
 		if e == nil {
-			mux.ServeHTTP(w, r)
+			m.mux.ServeHTTP(w, r)
 			return
 		}
 		s.fail(w, pattern, e)
@@ -144,7 +185,7 @@ func (s *Server) Handler(access Access) http.Handler {
 }
 
 // admit refuses what no endpoint is to see.
-func (s *Server) admit(r *http.Request, access Access) *Error {
+func (s *Server) admit(r *http.Request, access Access, role Role) *Error {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return &Error{Code: http.StatusMethodNotAllowed, Reason: "MethodNotAllowed", Message: cut(r.Method) + " is not possible", Hint: "the API is read-only: use GET"}
 	}
@@ -158,7 +199,7 @@ func (s *Server) admit(r *http.Request, access Access) *Error {
 	if e := checkSite(r, s.options.Node); e != nil {
 		return e
 	}
-	return access.check(r)
+	return access.check(r, role)
 }
 
 // serve answers one request of an endpoint.
@@ -172,7 +213,6 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, e *endpoint) {
 	defer timeout.Stop()
 	select {
 	case s.running <- struct{}{}:
-		defer func() { <-s.running }()
 	case <-r.Context().Done():
 		return
 	case <-timeout.C:
@@ -180,12 +220,24 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, e *endpoint) {
 		s.fail(w, e.path, &Error{Code: http.StatusServiceUnavailable, Reason: "Busy", Message: "too many requests at a time", Hint: "ask again in a second, and less often"})
 		return
 	}
-	v, bad := e.answer(s, r, p)
+	body, code, bad := s.make(r, e, p)
 	if bad != nil {
 		s.fail(w, e.path, bad)
 		return
 	}
-	s.write(w, e.path, http.StatusOK, v)
+	s.send(w, e.path, code, body)
+}
+
+// make makes an answer, for which the request has its turn. The turn is over when the answer is written to memory: those
+// who read slowly keep nobody waiting.
+func (s *Server) make(r *http.Request, e *endpoint, p *params) (body []byte, code int, bad *Error) {
+	defer func() { <-s.running }()
+	v, bad := e.answer(s, r, p)
+	if bad != nil {
+		return nil, 0, bad
+	}
+	body, code = s.encode(sizeKind{e.path, bits.Len(uint(p.limit))}, http.StatusOK, v)
+	return body, code, nil
 }
 
 func (s *Server) fail(w http.ResponseWriter, path string, e *Error) {
@@ -195,23 +247,8 @@ func (s *Server) fail(w http.ResponseWriter, path string, e *Error) {
 	if e.Code == http.StatusUnauthorized {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="localcache"`)
 	}
-	s.write(w, path, e.Code, ErrorBody{APIVersion: Version, Kind: "Error", Error: *e})
-}
-
-func (s *Server) write(w http.ResponseWriter, path string, code int, v any) {
-	var body bytes.Buffer
-	encoder := json.NewEncoder(&body)
-	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(v); err != nil {
-		code = http.StatusInternalServerError
-		body.Reset()
-		fmt.Fprintf(&body, `{"apiVersion":%q,"kind":"Error","error":{"code":500,"reason":"Internal","message":"the answer cannot be written","hint":"report this"}}`, Version)
-	}
-	s.count.add(path, code)
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", fmt.Sprint(body.Len()))
-	w.WriteHeader(code)
-	_, _ = w.Write(body.Bytes()) // a client that went away is none of our business
+	body, code := s.encode(sizeKind{}, e.Code, ErrorBody{APIVersion: Version, Kind: "Error", Error: *e})
+	s.send(w, path, code, body)
 }
 
 // metadata of an answer.
@@ -219,6 +256,8 @@ func (s *Server) metadata(v *snapshot, w observe.Window) Metadata {
 	m := Metadata{Node: s.options.Node, GeneratedAt: v.at, Window: w.String(), WindowSeconds: v.queries.Coverage[w].Seconds()}
 	if known, reason := v.pods.Known(); !known {
 		m.Notes = append(m.Notes, "clients are shown by IP address: "+reason)
+	} else if reason != "" {
+		m.Notes = append(m.Notes, "pods: "+reason)
 	}
 	if r := s.Redaction(); r != RedactNone {
 		m.Notes = append(m.Notes, "redacted: "+r.String())

@@ -17,6 +17,7 @@ import (
 // endpoint is a path, what it takes and what it answers with. openapi.go describes it, parse reads for it.
 type endpoint struct {
 	path, kind, text string
+	role             Role
 	params           []parameter
 	window           observe.Window // without the parameter
 	by               string
@@ -44,44 +45,44 @@ var (
 
 var endpoints = []endpoint{
 	{
-		path: "/api/v1/summary", kind: "Summary", text: "the node's traffic as a whole", item: reflect.TypeFor[Summary](),
+		path: "/api/v1/summary", kind: "Summary", role: RoleAggregates, text: "the node's traffic as a whole", item: reflect.TypeFor[Summary](),
 		params: []parameter{windowParameter(windows...)}, window: observe.Last5m, answer: (*Server).summary,
 	},
 	{
-		path: "/api/v1/upstreams", kind: "UpstreamList", text: "each pair of upstream and transport", item: reflect.TypeFor[Upstream](),
+		path: "/api/v1/upstreams", kind: "UpstreamList", role: RoleAggregates, text: "each pair of upstream and transport", item: reflect.TypeFor[Upstream](),
 		params: []parameter{windowParameter(windows...), byParameter(upstreamOrders...), limitParameter, continueParameter},
 		window: observe.Last5m, by: upstreamOrders[0], answer: (*Server).upstreams,
 	},
 	{
-		path: "/api/v1/pods", kind: "PodList", text: "each client that asked within the window", item: reflect.TypeFor[Pod](),
+		path: "/api/v1/pods", kind: "PodList", role: RoleNames, text: "each client that asked within the window", item: reflect.TypeFor[Pod](),
 		params: []parameter{windowParameter(windows...), byParameter(podOrders...), namespaceParameter, limitParameter, continueParameter},
 		window: observe.Last5m, by: podOrders[0], answer: (*Server).pods,
 	},
 	{
-		path: "/api/v1/pods/{namespace}/{name}", kind: "PodDetail", text: "one pod, in all windows", item: reflect.TypeFor[PodDetail](),
+		path: "/api/v1/pods/{namespace}/{name}", kind: "PodDetail", role: RoleNames, text: "one pod, in all windows", item: reflect.TypeFor[PodDetail](),
 		params: []parameter{windowParameter(windows...)}, window: observe.Last5m, answer: (*Server).pod,
 	},
 	{
-		path: "/api/v1/pods/{client}", kind: "PodDetail", text: "one client by IP address, host or ~other, in all windows", item: reflect.TypeFor[PodDetail](),
+		path: "/api/v1/pods/{client}", kind: "PodDetail", role: RoleNames, text: "one client by IP address, host or ~other, in all windows", item: reflect.TypeFor[PodDetail](),
 		params: []parameter{windowParameter(windows...)}, window: observe.Last5m, answer: (*Server).pod,
 	},
 	{
-		path: "/api/v1/top", kind: "NameList", text: "the names that were asked for most, missed most, and so on", item: reflect.TypeFor[Name](),
+		path: "/api/v1/top", kind: "NameList", role: RoleNames, text: "the names that were asked for most, missed most, and so on", item: reflect.TypeFor[Name](),
 		params: []parameter{windowParameter("1h", "start"), byParameter(topOrders...), limitParameter, continueParameter},
 		window: observe.Last1h, by: topOrders[0], answer: (*Server).top,
 	},
 	{
-		path: "/api/v1/queries", kind: "QueryList", text: "slow and failed queries, the newest first", item: reflect.TypeFor[Query](),
+		path: "/api/v1/queries", kind: "QueryList", role: RoleNames, text: "slow and failed queries, the newest first", item: reflect.TypeFor[Query](),
 		params: []parameter{podParameter, namespaceParameter, nameParameter, rcodeParameter, outcomeParameter, minDurationParameter, sinceParameter, limitParameter, continueParameter},
 		window: observe.SinceStart, answer: (*Server).queries,
 	},
 	{
-		path: "/api/v1/events", kind: "EventList", text: "failures of upstreams, the newest first", item: reflect.TypeFor[Event](),
+		path: "/api/v1/events", kind: "EventList", role: RoleAggregates, text: "failures of upstreams, the newest first", item: reflect.TypeFor[Event](),
 		params: []parameter{outcomeParameter, minDurationParameter, sinceParameter, limitParameter, continueParameter},
 		window: observe.SinceStart, answer: (*Server).events,
 	},
 	{
-		path: "/statusz", kind: "Status", text: "the program and what it keeps", item: reflect.TypeFor[Status](),
+		path: "/statusz", kind: "Status", role: RoleAggregates, text: "the program and what it keeps", item: reflect.TypeFor[Status](),
 		window: observe.SinceStart, answer: (*Server).statusz,
 	},
 }
@@ -89,21 +90,24 @@ var endpoints = []endpoint{
 // all are the endpoints with the one that describes them.
 func all() []endpoint {
 	return append(slices.Clip(endpoints), endpoint{
-		path: "/openapi.json", text: "this description",
+		path: "/openapi.json", role: RoleAggregates, text: "this description",
 		answer: func(s *Server, _ *http.Request, _ *params) (any, *Error) { return openAPI(s.options.Version), nil },
 	})
 }
 
 func (s *Server) summary(_ *http.Request, p *params) (any, *Error) {
 	v := s.snapshot()
-	seconds := v.queries.Coverage[p.window].Seconds()
+	return list(s, v, p, "Summary", []Summary{summaryItem(v, p.window)}, ""), nil
+}
+
+func summaryItem(v *snapshot, w observe.Window) Summary {
 	item := Summary{
-		Traffic:      traffic(&v.queries.Total[p.window], seconds),
-		UpstreamWait: latency(&v.queries.Upstream[p.window]), Queued: latency(&v.queries.Queued[p.window]),
+		Traffic:      traffic(&v.queries.Total[w], v.queries.Coverage[w].Seconds()),
+		UpstreamWait: latency(&v.queries.Upstream[w]), Queued: latency(&v.queries.Queued[w]),
 		InFlight: v.queries.InFlight, UpstreamOutcomes: map[string]uint64{}, Lost: map[string]uint64{},
 	}
 	for i := range v.queries.Clients {
-		if v.queries.Clients[i].Windows[p.window].Queries() > 0 {
+		if v.queries.Clients[i].Windows[w].Queries() > 0 {
 			item.Clients++
 		}
 	}
@@ -111,7 +115,7 @@ func (s *Server) summary(_ *http.Request, p *params) (any, *Error) {
 		item.UpstreamOutcomes[observe.Outcome(o).String()] = 0
 	}
 	for i := range v.upstreams {
-		c := &v.upstreams[i].Windows[p.window]
+		c := &v.upstreams[i].Windows[w]
 		item.UpstreamExchanges += c.Exchanges()
 		item.UpstreamFailures += c.Failures()
 		for o, n := range c.Outcomes {
@@ -121,11 +125,11 @@ func (s *Server) summary(_ *http.Request, p *params) (any, *Error) {
 	for l, n := range v.queries.Lost {
 		item.Lost[observe.Loss(l).String()] = n
 	}
-	return list(s, v, p, "Summary", []Summary{item}, ""), nil
+	return item
 }
 
 func (s *Server) upstreams(_ *http.Request, p *params) (any, *Error) {
-	v := s.snapshot()
+	v := s.upstreamsOnly()
 	at := func(u *observe.UpstreamSnapshot) cursor {
 		c, key := &u.Windows[p.window], u.Upstream+" "+u.Proto.String()
 		switch p.by {
@@ -210,7 +214,7 @@ func (s *Server) pod(r *http.Request, p *params) (any, *Error) {
 			item.Windows[observe.Window(w).String()] = traffic(&a.seen.Windows[w], v.queries.Coverage[w].Seconds())
 		}
 		for i := range v.queries.Stories {
-			if q := s.queryItem(&v.queries.Stories[i], v.pods); q.Client.is(a.Name()) {
+			if q := s.queryItem(&v.queries.Stories[i], v.pods); q.Client.same(&a.Client) {
 				item.Recent = append(item.Recent, q)
 			}
 		}
@@ -283,7 +287,7 @@ func below(name, zone string) bool {
 // ended tells whether an exchange ended so; without exchanges, what the client got.
 func (q *Query) ended(outcome string, rcode int) bool {
 	for i := range q.Exchanges {
-		if q.Exchanges[i].Outcome == outcome {
+		if q.Exchanges[i].Outcome == outcome && !q.Exchanges[i].Overtaken {
 			return true
 		}
 	}
@@ -291,7 +295,7 @@ func (q *Query) ended(outcome string, rcode int) bool {
 }
 
 func (s *Server) events(_ *http.Request, p *params) (any, *Error) {
-	v := s.snapshot()
+	v := s.upstreamsOnly()
 	var all []Event
 	for i := range v.upstreams {
 		u := &v.upstreams[i]

@@ -13,7 +13,7 @@ func openAPI(version string) map[string]any {
 	metadata := schemaOf(reflect.TypeFor[Metadata](), schemas)
 	failure := map[string]any{"description": "what is wrong with the request, with a hint", "content": content(schemaOf(reflect.TypeFor[ErrorBody](), schemas))}
 	paths := map[string]any{}
-	for _, e := range all() {
+	for _, e := range append(all(), overviewEndpoint(nil)) {
 		var params []any
 		for _, name := range pathParameters(e.path) {
 			params = append(params, map[string]any{"name": name, "in": "path", "required": true, "schema": map[string]any{"type": "string"}})
@@ -34,7 +34,7 @@ func openAPI(version string) map[string]any {
 			}
 		}
 		get := map[string]any{
-			"summary": e.text, "operationId": operation(e.path),
+			"summary": e.text, "operationId": operation(e.path), "x-role": e.role.String(),
 			"responses": map[string]any{"200": map[string]any{"description": e.text, "content": content(answer)}, "default": failure},
 		}
 		if params != nil {
@@ -42,6 +42,7 @@ func openAPI(version string) map[string]any {
 		}
 		paths[e.path] = map[string]any{"get": get}
 	}
+	paths[streamPath] = describeStream(failure)
 	return map[string]any{
 		"openapi": "3.1.0",
 		"info":    map[string]any{"title": "localcache diagnostics", "version": Version, "x-program-version": version},
@@ -94,8 +95,8 @@ func schemaOf(t reflect.Type, schemas map[string]any) map[string]any {
 		schemas[t.Name()] = map[string]any{} // for a type that contains itself
 		for _, f := range reflect.VisibleFields(t) {
 			name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-			if f.Anonymous {
-				continue // its fields are visible
+			if f.Anonymous || !f.IsExported() {
+				continue // its fields are visible, or it is not written
 			}
 			properties[name] = schemaOf(f.Type, schemas)
 			if options != "omitempty" {

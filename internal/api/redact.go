@@ -7,6 +7,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"net/netip"
+	"strings"
+
+	"localcache.dev/localcache/internal/observe"
 )
 
 // Redaction is what the API does not tell.
@@ -40,7 +44,12 @@ func ParseRedaction(s string) (Redaction, bool) {
 }
 
 // SetRedaction changes what is told from now on.
-func (s *Server) SetRedaction(r Redaction) { s.redact.Store(uint32(r)) }
+func (s *Server) SetRedaction(r Redaction) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.redact.Store(uint32(r))
+	s.latest = nil // its messages are those of before
+}
 
 // Redaction is what is in force.
 func (s *Server) Redaction() Redaction { return Redaction(s.redact.Load()) }
@@ -77,6 +86,93 @@ func (s *Server) redactClient(c Client) Client {
 		c.Addresses[i] = s.pseudonym(a)
 	}
 	return c
+}
+
+// upstreamSnapshots are the statistics of upstreams, with the messages of failures as they may be told.
+func (s *Server) upstreamSnapshots() []observe.UpstreamSnapshot {
+	list := s.options.Upstreams.Snapshot()
+	if s.Redaction() != RedactNone {
+		for i := range list {
+			for j := range list[i].Failures { // these are copies
+				e := &list[i].Failures[j]
+				e.Err = s.redactText(e.Err, e.Upstream)
+			}
+		}
+	}
+	return list
+}
+
+// redactText replaces what looks like a domain name or a client's address in a message for people, such as that of a
+// failed exchange. None that localcache makes has one in it; but many come from the kernel, from libraries and from
+// upstreams, where that is nobody's promise. What belongs to the upstream itself stays.
+func (s *Server) redactText(text, upstream string) string {
+	r := s.Redaction()
+	if r == RedactNone {
+		return text
+	}
+	var b strings.Builder
+	for len(text) > 0 {
+		n := strings.IndexFunc(text, inWord)
+		if n < 0 {
+			n = len(text)
+		}
+		b.WriteString(text[:n])
+		text = text[n:]
+		if n = strings.IndexFunc(text, func(r rune) bool { return !inWord(r) }); n < 0 {
+			n = len(text)
+		}
+		b.WriteString(s.redactWord(text[:n], upstream, r))
+		text = text[n:]
+	}
+	return b.String()
+}
+
+// inWord tells whether a rune can be part of a name or an address with its port. What else may be in a label, as any octet
+// may (RFC 2181, section 11), is escaped with a backslash in texts.
+func inWord(r rune) bool {
+	return r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= 0x80 || strings.ContainsRune(`._-*:[]%\`, r)
+}
+
+func (s *Server) redactWord(word, upstream string, r Redaction) string {
+	core := strings.TrimRight(word, "-:") // of "ADDRESS->ADDRESS:"
+	rest := word[len(core):]
+	if core == "" || core == upstream {
+		return word
+	}
+	addr, isAddr := addressIn(core)
+	switch home, _ := addressIn(upstream); {
+	case isAddr && (r != RedactClients || addr == home):
+		return word
+	case isAddr:
+		return s.pseudonym(addr.String()) + rest
+	}
+	if host, port, ok := strings.Cut(core, ":"); ok {
+		core, rest = host, ":"+port+rest
+	}
+	if !looksLikeName(core) {
+		return word
+	}
+	return s.pseudonym(strings.TrimRight(core, ".")+".") + rest
+}
+
+// addressIn is the IP address of a word, which may have a port.
+func addressIn(word string) (netip.Addr, bool) {
+	if a, err := netip.ParseAddrPort(word); err == nil {
+		return a.Addr().Unmap(), true
+	}
+	a, err := netip.ParseAddr(strings.Trim(word, "[]."))
+	return a.Unmap(), err == nil
+}
+
+// looksLikeName tells whether a word is a domain name of more than one label; "1.5s" and "v1.2" are none.
+func looksLikeName(word string) bool {
+	word = strings.TrimRight(word, ".")
+	i := strings.LastIndexByte(word, '.')
+	if i <= 0 || len(word)-i < 3 {
+		return false
+	}
+	last := word[i+1]
+	return last|0x20 >= 'a' && last|0x20 <= 'z' || last == '\\' || last >= 0x80 || last == '_'
 }
 
 // refuseRedacted refuses filters by which names and clients could be guessed one by one.

@@ -27,13 +27,21 @@ const (
 type Listening struct {
 	server *http.Server
 	forget func()
+	end    func() // ends what does not end by itself
 	done   chan struct{}
 }
 
 // Serve serves ln, which it closes in the end, to those that access lets in. name says in Status where it listens.
 func (s *Server) Serve(ln net.Listener, access Access, name string, logger Logger) *Listening {
-	l := &Listening{done: make(chan struct{}), server: &http.Server{
-		Handler:           s.Handler(access),
+	admits := access
+	if admits == nil {
+		// Its mode guards the unix socket, but not where somebody forwards it to a port: other sites may lead a browser there.
+		admits = Open()
+	}
+	closing := make(chan struct{})
+	l := &Listening{end: sync.OnceFunc(func() { close(closing) }), done: make(chan struct{}), server: &http.Server{
+		Handler:           s.Handler(admits),
+		BaseContext:       func(net.Listener) context.Context { return withClosing(context.Background(), closing) },
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: maxHeader,
 		ErrorLog:       log.New(discard{}, "", 0), // of what clients do wrong, who can do it often
@@ -52,9 +60,10 @@ func (s *Server) Serve(ln net.Listener, access Access, name string, logger Logge
 	return l
 }
 
-// Close ends it: requests under way have a second.
+// Close ends it: streams at once, other requests under way have a second.
 func (l *Listening) Close() {
 	l.forget()
+	l.end()
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
 	if l.server.Shutdown(ctx) != nil {

@@ -17,6 +17,7 @@ type List[T any] struct {
 // Metadata tells what the items are about.
 type Metadata struct {
 	Node        string    `json:"node,omitempty"`
+	Nodes       []string  `json:"nodes,omitempty"` // those that answered, in answers about several nodes (see Gather)
 	GeneratedAt time.Time `json:"generatedAt"`
 	// Window is the one that was asked for, WindowSeconds how long it really is: it begins at a multiple of its
 	// step, and not before the process.
@@ -108,6 +109,7 @@ type Summary struct {
 
 // Upstream is a pair of upstream and transport.
 type Upstream struct {
+	Node               string            `json:"node,omitempty"` // in PerNode
 	Upstream           string            `json:"upstream"`
 	Proto              string            `json:"proto"`
 	Exchanges          uint64            `json:"exchanges"`
@@ -130,6 +132,8 @@ type Upstream struct {
 	LastFailure     *Failure     `json:"lastFailure,omitempty"`
 	OpenConnections int          `json:"openConnections"`
 	Connections     []Connection `json:"connections"`
+	// PerNode are the parts of the sum, with the connections, in answers about several nodes (see Gather).
+	PerNode []Upstream `json:"perNode,omitempty"`
 }
 
 // Failure is an exchange that brought no answer.
@@ -157,7 +161,8 @@ type Connection struct {
 
 // Client is who asked: a pod, or an address where pods are not known.
 type Client struct {
-	Addresses []string `json:"addresses"` // empty for those that are counted together
+	Node      string   `json:"node,omitempty"` // in answers about several nodes (see Gather)
+	Addresses []string `json:"addresses"`      // empty for those that are counted together
 	Namespace string   `json:"namespace,omitempty"`
 	PodName   string   `json:"pod,omitempty"`
 	UID       string   `json:"uid,omitempty"`
@@ -228,19 +233,24 @@ type Query struct {
 
 // Exchange is one exchange of a query with an upstream.
 type Exchange struct {
-	Upstream        string  `json:"upstream"`
-	Proto           string  `json:"proto"`
-	Outcome         string  `json:"outcome"`
-	DurationSeconds float64 `json:"durationSeconds"`
-	Hedge           bool    `json:"hedge,omitempty"`
-	Reused          bool    `json:"reused,omitempty"`
-	Shared          bool    `json:"shared,omitempty"`
-	Message         string  `json:"message,omitempty"`
+	Upstream string `json:"upstream"`
+	Proto    string `json:"proto"`
+	Outcome  string `json:"outcome"`
+	// StartSeconds is when it began, after the query was received; before that where it was another one's.
+	StartSeconds    *float64 `json:"startSeconds,omitempty"`
+	DurationSeconds float64  `json:"durationSeconds"`
+	Hedge           bool     `json:"hedge,omitempty"`
+	Reused          bool     `json:"reused,omitempty"`
+	Shared          bool     `json:"shared,omitempty"`
+	// Overtaken by another one that answered, while it was under way. The outcome is timeout then.
+	Overtaken bool   `json:"overtaken,omitempty"`
+	Message   string `json:"message,omitempty"`
 }
 
 // Event is something that happened once.
 type Event struct {
-	Type     string `json:"type"` // UpstreamFailure
+	Node     string `json:"node,omitempty"` // in answers about several nodes (see Gather)
+	Type     string `json:"type"`           // UpstreamFailure
 	Upstream string `json:"upstream"`
 	Proto    string `json:"proto"`
 	Failure
@@ -268,5 +278,5 @@ type Status struct {
 type PodFeed struct {
 	Known   bool   `json:"known"`
 	Count   int    `json:"count"`
-	Message string `json:"message,omitempty"`
+	Message string `json:"message,omitempty"` // why not, or that they are not kept up to date any more
 }

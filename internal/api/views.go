@@ -140,6 +140,11 @@ func (s *Server) askers(v *snapshot) []asker {
 	return all
 }
 
+// same tells whether two are the same client. A pod's name can come back with another pod.
+func (c *Client) same(o *Client) bool {
+	return c.UID == o.UID && c.Name() == o.Name()
+}
+
 // client is who has an address. key is the same for all addresses of a pod; empty where there is none.
 func (s *Server) client(address string, table *pods.Table) (c Client, key string) {
 	if address == observe.Overflow {
@@ -149,13 +154,14 @@ func (s *Server) client(address string, table *pods.Table) (c Client, key string
 	if err != nil {
 		return Client{Addresses: []string{address}}, ""
 	}
-	return s.clientOf(a, table)
+	p, ok := table.Of(a)
+	return s.clientOf(a, p, ok)
 }
 
-func (s *Server) clientOf(a netip.Addr, table *pods.Table) (c Client, key string) {
+// clientOf is the client with an address that is a pod's, where known.
+func (s *Server) clientOf(a netip.Addr, p pods.Pod, ok bool) (c Client, key string) {
 	a = a.Unmap()
 	c.Addresses = []string{a.String()}
-	p, ok := table.Of(a)
 	switch {
 	case !ok:
 	case p.IsHost():
@@ -190,7 +196,9 @@ func (s *Server) names(t *observe.Top, slowest bool) []Name {
 }
 
 func (s *Server) queryItem(q *observe.Story, table *pods.Table) Query {
-	client, _ := s.clientOf(q.Client.Addr(), table)
+	// Its address may be another pod's by now.
+	p, ok := table.At(q.Client.Addr(), q.Received)
+	client, _ := s.clientOf(q.Client.Addr(), p, ok)
 	item := Query{
 		ReceivedAt: q.Received, Client: client, Port: q.Client.Port(), ID: q.ID, Proto: q.Proto.String(), Name: s.redactName(q.Name),
 		Type: typeText(q.Type), Rcode: rcodeText(q.Rcode), Source: q.Source.String(), DurationSeconds: q.Duration.Seconds(),
@@ -199,7 +207,11 @@ func (s *Server) queryItem(q *observe.Story, table *pods.Table) Query {
 	for i, e := range q.Steps {
 		item.Exchanges[i] = Exchange{
 			Upstream: e.Upstream, Proto: e.Proto.String(), Outcome: e.Outcome.String(), DurationSeconds: e.Duration.Seconds(),
-			Hedge: e.Hedge, Reused: e.Reused, Shared: e.Shared, Message: e.Err,
+			Hedge: e.Hedge, Reused: e.Reused, Shared: e.Shared, Overtaken: e.Overtaken, Message: s.redactText(e.Err, e.Upstream),
+		}
+		if !e.Start.IsZero() {
+			start := e.Start.Sub(q.Received).Seconds()
+			item.Exchanges[i].StartSeconds = &start
 		}
 	}
 	return item

@@ -43,9 +43,9 @@
 // A Host runs closures (Do), sockets (Dial, ListenUDP, ListenTCP), single queries (Ask, Exchange), stub
 // resolvers (Resolve for Go's, Getent for glibc's) and programs (Start, Run) inside of itself, and shows
 // its connection tracking table (Conntrack). A Server records what it was asked (Record) and fails on
-// demand (Break, Mend); Host.Isolate makes a whole machine silent. A Stream sends queries at a steady
-// rate and says what became of each; of a process that is killed, the moment after Program.Done is the
-// first at which its sockets are surely closed:
+// demand (Break, Mend); Host.Isolate makes a whole machine silent, and Lab.Lose has the link of a pod lose
+// queries or replies. A Stream sends queries at a steady rate and says what became of each; of a process
+// that is killed, the moment after Program.Done is the first at which its sockets are surely closed:
 //
 //	st, err := lab.Stream{From: l.Pods[0], QPS: 1000, Timeout: 5 * time.Second}.Start()
 //	…
@@ -59,8 +59,9 @@
 // # How it works
 //
 // The program is run again in fresh namespaces (Enter), because a Go process cannot enter a user
-// namespace once it has threads. There, each host is one operating system thread with a network and a
-// mount namespace of its own. Servers are goroutines whose sockets were opened on such a thread: a
+// namespace once it has threads; a program that has to be reached from the machine takes a socket along
+// (EnterWithOutside). Inside, each host is one operating system thread with a network and a mount namespace
+// of its own. Servers are goroutines whose sockets were opened on such a thread: a
 // socket stays where it was made. Programs are started by the host's thread and so inherit both
 // namespaces; the kernel kills them when that thread ends.
 package lab

@@ -50,14 +50,22 @@ func Init() {
 //
 // The world dies with this process, also on SIGKILL. An error that wraps ErrRefused means that the
 // kernel allows none of it.
-func Enter() (inside bool, status int, err error) {
+func Enter() (inside bool, status int, err error) { return enter(nil) }
+
+// enter is Enter. The files, which it closes, and the environment are passed on to the run inside.
+func enter(files []*os.File, env ...string) (inside bool, status int, err error) {
 	if insideWorld() {
 		return true, 0, furnish()
 	}
-	status, err = runInside(os.Geteuid() != 0)
+	defer func() {
+		for _, f := range files {
+			_ = f.Close() // unless the run inside has them, which closes them here
+		}
+	}()
+	status, err = runInside(os.Geteuid() != 0, files, env)
 	if errors.Is(err, unix.EPERM) && os.Geteuid() == 0 {
 		// Root without CAP_SYS_ADMIN, as in most containers: the way of an ordinary user may be open.
-		status, err = runInside(true)
+		status, err = runInside(true, files, env)
 	}
 	if err != nil {
 		return false, 1, refusal(err)
@@ -107,18 +115,19 @@ func AsUser() bool {
 
 // runInside runs this program again in new namespaces and returns its exit status. Its error is the
 // kernel's refusal to make them.
-func runInside(asUser bool) (int, error) {
+func runInside(asUser bool, files []*os.File, env []string) (int, error) {
 	// The child's death signal fires when the thread that started it ends, so this one must last.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 
 	cmd := &exec.Cmd{
-		Path:   "/proc/self/exe",
-		Args:   os.Args,
-		Env:    append(os.Environ(), envWorld+"="+strconv.Itoa(os.Getpid())),
-		Stdin:  os.Stdin,
-		Stdout: os.Stdout,
-		Stderr: os.Stderr,
+		Path:       "/proc/self/exe",
+		Args:       os.Args,
+		Env:        append(append(os.Environ(), envWorld+"="+strconv.Itoa(os.Getpid())), env...),
+		Stdin:      os.Stdin,
+		Stdout:     os.Stdout,
+		Stderr:     os.Stderr,
+		ExtraFiles: files,
 		SysProcAttr: &syscall.SysProcAttr{
 			Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS,
 			Pdeathsig:  syscall.SIGKILL,
@@ -134,6 +143,9 @@ func runInside(asUser bool) (int, error) {
 	defer signal.Stop(signals)
 	if err := cmd.Start(); err != nil {
 		return 0, err
+	}
+	for _, f := range files {
+		_ = f.Close() // of a copy: the run inside decides when the other ends see the end
 	}
 	ended := make(chan struct{})
 	forwarded := make(chan struct{})

@@ -21,19 +21,22 @@ const (
 // Config is the directive of one block, or of all together. A property that was not given is zero.
 type Config struct {
 	Listen    []string // IP:port
-	Access    string   // accessToken, accessOpen
+	Access    string   // accessToken, accessKubernetes, accessOpen
 	TokenFile string
 	Slow      time.Duration
 	Clients   int
 	Redact    *api.Redaction
 	Pods      string // podsAutoWord, podsOffWord
+	// PodSeries is how many pods have series of metrics; 0 for none.
+	PodSeries int
 
 	where map[string]string // file:line of each property
 }
 
 const (
-	accessToken = "token"
-	accessOpen  = "open"
+	accessToken      = "token"
+	accessKubernetes = "kubernetes"
+	accessOpen       = "open"
 
 	podsAutoWord = "auto"
 	podsOffWord  = "off"
@@ -43,9 +46,13 @@ const (
 func (c *Config) Validate() error {
 	switch {
 	case len(c.Listen) > 0 && c.Access == "":
-		return fmt.Errorf("%s: listen needs to know who may ask: add 'access token FILE', or 'access open' to let everybody who reaches the address ask", c.where["listen"])
+		return fmt.Errorf("%s: listen needs to know who may ask: add 'access token FILE', 'access kubernetes', or 'access open' to let everybody who reaches the address ask", c.where["listen"])
 	case len(c.Listen) == 0 && c.Access != "":
 		return fmt.Errorf("%s: access is for an address: add 'listen ADDRESS'. The unix socket is guarded by its mode", c.where["access"])
+	case c.PodSeries > 0 && c.Pods == podsOffWord:
+		return fmt.Errorf("%s: metrics pods needs to know which pods there are, and 'pods off' at %s forbids that", c.where["metrics"], c.where["pods"])
+	case c.PodSeries > 0 && c.redaction() == api.RedactClients:
+		return fmt.Errorf("%s: metrics pods shows the names of pods, and 'redact clients' at %s forbids that", c.where["metrics"], c.where["redact"])
 	}
 	return nil
 }
@@ -76,6 +83,7 @@ func (c *Config) merge(o *Config) error {
 	take("clients", func() { c.Clients = o.Clients }, c.Clients == o.Clients)
 	take("redact", func() { c.Redact = o.Redact }, c.Redact != nil && o.Redact != nil && *c.Redact == *o.Redact)
 	take("pods", func() { c.Pods = o.Pods }, c.Pods == o.Pods)
+	take("metrics", func() { c.PodSeries = o.PodSeries }, c.PodSeries == o.PodSeries)
 	return errors.Join(errs...)
 }
 

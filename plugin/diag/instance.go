@@ -2,6 +2,8 @@ package diag
 
 import (
 	"errors"
+	"net/netip"
+	"slices"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/plugin"
@@ -17,6 +19,12 @@ type instance struct{ config Config } // of all its blocks
 type endpoint struct{ address, access, file string }
 
 type instanceKey struct{}
+
+// onTheWay is what else can be read by those who see the traffic of a listener, by its access.
+var onTheWay = map[string]string{
+	accessToken:      ", and the token, which is good for all of them",
+	accessKubernetes: ", and the tokens of those who ask, which may be good for more than this",
+}
 
 // instanceOf is the state of the instance that c sets up.
 func (p *Plugin) instanceOf(c *caddy.Controller) *instance {
@@ -50,7 +58,8 @@ func (p *Plugin) start(in *instance) error {
 	p.active.Store(true)
 	p.options.Queries.Configure(in.config.bounds())
 	p.server.SetRedaction(in.config.redaction())
-	p.pods.off.Store(in.config.Pods == podsOffWord)
+	p.setPods(in.config.Pods != podsOffWord)
+	p.podMetrics.Store(int32(in.config.PodSeries))
 	if p.socket == nil {
 		p.socket = p.server.ServeSocket(p.options.Socket, p.log)
 	}
@@ -70,7 +79,17 @@ func (p *Plugin) stop(in *instance) {
 	if p.current == in {
 		p.current = nil
 		p.active.Store(false)
+		p.setPods(false)
+		p.podMetrics.Store(0)
 		p.end()
+	}
+}
+
+// setPods opens or closes the way to the pods. It runs with p.mu held.
+func (p *Plugin) setPods(on bool) {
+	p.pods.off.Store(!on)
+	if p.options.OnPods != nil {
+		p.options.OnPods(on)
 	}
 }
 
@@ -80,6 +99,9 @@ func (p *Plugin) listen(wish []endpoint) {
 	keep := make(map[endpoint]bool, len(wish))
 	for _, e := range wish {
 		keep[e] = true
+	}
+	if !slices.ContainsFunc(wish, func(e endpoint) bool { return e.access == accessKubernetes }) {
+		p.forgetKubernetes() // first: requests are waited for, and they may wait for it
 	}
 	for e, l := range p.listening {
 		if !keep[e] {
@@ -99,7 +121,14 @@ func (p *Plugin) listen(wish []endpoint) {
 
 func (p *Plugin) open(e endpoint) error {
 	access := api.Open()
-	if e.access == accessToken {
+	switch e.access {
+	case accessKubernetes:
+		k, err := p.kubernetes()
+		if err != nil {
+			return err
+		}
+		access = k
+	case accessToken:
 		token, err := api.NewToken(e.file)
 		if err != nil {
 			// The file was there when the Corefile was read. Until it is back, nobody is let in.
@@ -112,5 +141,8 @@ func (p *Plugin) open(e endpoint) error {
 		return err
 	}
 	p.listening[e] = p.server.Serve(ln, access, e.address, p.log)
+	if addr, err := netip.ParseAddrPort(e.address); err == nil && !addr.Addr().IsLoopback() {
+		p.log.Infof("diagnostics at %s are plain HTTP: whoever sees the traffic reads the answers%s", e.address, onTheWay[e.access])
+	}
 	return nil
 }

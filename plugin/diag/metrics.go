@@ -32,21 +32,24 @@ func (p *Plugin) RegisterMetrics(r prometheus.Registerer) error {
 	if p.options.Off {
 		return nil
 	}
-	return r.Register(collector{p})
+	return r.Register(collector{p, &podSeries{}})
 }
 
 // collector reads the statistics when they are scraped.
-type collector struct{ plugin *Plugin }
+type collector struct {
+	plugin *Plugin
+	pods   *podSeries
+}
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRetransmits, descSuspected, descDropped, descClients, descEvictions, descInFlight, descRequests} {
+	for _, d := range []*prometheus.Desc{descRetransmits, descSuspected, descDropped, descClients, descEvictions, descInFlight, descRequests, descPodQueries, descPodDuration, descPodRetransmits} {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector. Every label has few values, which are there from the start, but for the
-// answers of the API.
+// answers of the API and the series of pods.
 func (c collector) Collect(ch chan<- prometheus.Metric) {
 	t := c.plugin.options.Queries.Totals(time.Now())
 	counter := func(d *prometheus.Desc, n uint64, labels ...string) {
@@ -69,4 +72,5 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(descClients, prometheus.GaugeValue, float64(t.Clients))
 	ch <- prometheus.MustNewConstMetric(descInFlight, prometheus.GaugeValue, float64(t.InFlight))
+	c.pods.collect(c.plugin, ch)
 }

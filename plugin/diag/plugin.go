@@ -2,11 +2,12 @@
 //
 //	diag {
 //	    listen ADDRESS...
-//	    access token FILE | open
+//	    access token FILE | kubernetes | open
 //	    slow DURATION
 //	    clients NUMBER
 //	    redact none|names|clients
 //	    pods auto|off
+//	    metrics pods [MAX]
 //	}
 //
 // It stands for two things. In each block that has it, the outermost handler of the chain records every query
@@ -22,6 +23,7 @@
 package diag
 
 import (
+	"os"
 	"sync"
 	"sync/atomic"
 
@@ -30,6 +32,7 @@ import (
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
 	"localcache.dev/localcache/internal/api"
+	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/observe"
 	"localcache.dev/localcache/internal/pods"
 )
@@ -46,6 +49,9 @@ type Options struct {
 	Upstreams *observe.Upstreams
 	// Pods tells pods by address; nil: clients are shown by address.
 	Pods pods.Source
+	// OnPods is told whether Pods is looked at, when a Corefile comes into force or goes: true but with 'pods off' or
+	// without the directive. It must not block; nil: nobody wants to know.
+	OnPods func(on bool)
 	// Socket is the path of the unix socket; empty for api.DefaultSocket.
 	Socket string
 	// Node and Version are shown.
@@ -59,6 +65,10 @@ type Plugin struct {
 	server  *api.Server
 	pods    gate
 	active  atomic.Bool // some block has the directive
+	// podMetrics is how many pods have series; 0 for none.
+	podMetrics atomic.Int32
+
+	cluster cluster
 
 	mu        sync.Mutex
 	reading   reading
@@ -66,6 +76,7 @@ type Plugin struct {
 	closed    bool
 	socket    *api.Socket
 	listening map[endpoint]*api.Listening
+	reviews   *reviews // of all listeners with 'access kubernetes'; nil where there is none
 }
 
 // New returns a Plugin. Nothing is served before an instance of the server with the directive starts.
@@ -75,6 +86,7 @@ func New(o Options) *Plugin {
 	}
 	p := &Plugin{options: o, log: clog.NewWithPlugin(directive), listening: map[endpoint]*api.Listening{}}
 	p.pods.source = o.Pods
+	p.cluster = func() (kube.Config, error) { return kube.InCluster(os.Getenv) }
 	p.server = api.New(api.Options{Node: o.Node, Version: o.Version, Queries: o.Queries, Upstreams: o.Upstreams, Pods: &p.pods})
 	return p
 }

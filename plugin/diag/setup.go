@@ -18,7 +18,7 @@ import (
 
 // setup reads the directive of one block, which gets the handler when all directives are read.
 func (p *Plugin) setup(c *caddy.Controller) error {
-	cfg, err := parse(c)
+	cfg, err := parse(c, p.cluster)
 	if err != nil {
 		return plugin.Error(directive, err)
 	}
@@ -72,7 +72,7 @@ func (p *Plugin) read(context caddy.Context) error {
 
 // parse reads the directive of one block. It may stand there twice, because a start with -localip adds it where it
 // does not see it, as in an imported file.
-func parse(c *caddy.Controller) (*Config, error) {
+func parse(c *caddy.Controller, cluster cluster) (*Config, error) {
 	all := &Config{}
 	for c.Next() {
 		cfg := &Config{where: map[string]string{}}
@@ -80,7 +80,7 @@ func parse(c *caddy.Controller) (*Config, error) {
 			return nil, c.Errf("diag takes no arguments, found %q: its properties stand in braces", args[0])
 		}
 		for c.NextBlock() {
-			if err := parseProperty(c, cfg); err != nil {
+			if err := parseProperty(c, cfg, cluster); err != nil {
 				return nil, err
 			}
 		}
@@ -91,7 +91,7 @@ func parse(c *caddy.Controller) (*Config, error) {
 	return all, nil
 }
 
-func parseProperty(c *caddy.Controller, cfg *Config) error {
+func parseProperty(c *caddy.Controller, cfg *Config, cluster cluster) error {
 	name := c.Val()
 	at := fmt.Sprintf("%s:%d", c.File(), c.Line())
 	args := c.RemainingArgs()
@@ -119,7 +119,7 @@ func parseProperty(c *caddy.Controller, cfg *Config) error {
 			}
 		}
 	case "access":
-		if err := parseAccess(c, cfg, args); err != nil {
+		if err := parseAccess(c, cfg, cluster, args); err != nil {
 			return err
 		}
 	case "slow":
@@ -161,8 +161,18 @@ func parseProperty(c *caddy.Controller, cfg *Config) error {
 			return c.Errf("pods %q: accepted are auto and off", v)
 		}
 		cfg.Pods = v
+	case "metrics":
+		n := strconv.Itoa(defaultPodSeries)
+		if len(args) == 2 {
+			n = args[1]
+		}
+		most, err := strconv.Atoi(n)
+		if len(args) == 0 || len(args) > 2 || args[0] != "pods" || err != nil || most < 1 || most > maxPodSeries {
+			return c.Errf("metrics %s: accepted are 'metrics pods' and 'metrics pods MAX', with up to %d pods", strings.Join(args, " "), maxPodSeries)
+		}
+		cfg.PodSeries = most
 	default:
-		return c.Errf("unknown property %q: there are listen, access, slow, clients, redact and pods", name)
+		return c.Errf("unknown property %q: there are listen, access, slow, clients, redact, pods and metrics", name)
 	}
 	cfg.where[name] = at
 	return nil
@@ -187,8 +197,9 @@ func cutPort(s string) (host, port string, found bool) {
 	return strings.TrimSuffix(strings.TrimPrefix(s[:i], "["), "]"), s[i+1:], true
 }
 
-// parseAccess reads who may ask. The token has to be there now: who mistypes its path is told, and not locked out.
-func parseAccess(c *caddy.Controller, cfg *Config, args []string) error {
+// parseAccess reads who may ask. The token, or the API server's address, has to be there now: who mistypes a path is
+// told, and not locked out.
+func parseAccess(c *caddy.Controller, cfg *Config, cluster cluster, args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == accessToken:
 		file := args[1]
@@ -199,10 +210,19 @@ func parseAccess(c *caddy.Controller, cfg *Config, args []string) error {
 			return c.Errf("access token: %v", err)
 		}
 		cfg.Access, cfg.TokenFile = accessToken, file
+	case len(args) == 1 && args[0] == accessKubernetes:
+		config, err := cluster()
+		if err == nil {
+			err = config.Check()
+		}
+		if err != nil {
+			return c.Errf("access kubernetes: %v. It is for a pod, whose API server is asked who may ask; elsewhere use 'access token FILE'", err)
+		}
+		cfg.Access = accessKubernetes
 	case len(args) == 1 && args[0] == accessOpen:
 		cfg.Access = accessOpen
 	default:
-		return c.Errf("access %s: accepted are 'access token FILE' and 'access open'", strings.Join(args, " "))
+		return c.Errf("access %s: accepted are 'access token FILE', 'access kubernetes' and 'access open'", strings.Join(args, " "))
 	}
 	return nil
 }
