@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"os/signal"
@@ -33,13 +34,21 @@ type asking struct {
 	interval               time.Duration
 
 	remote *api.Remote
+	nodes  fleet // with -all-nodes
 }
 
 var outputs = []string{"table", "wide", "json", "yaml"}
 
 // newAsking declares the common flags.
 func newAsking(name string, stdout, stderr io.Writer) *asking {
-	a := &asking{flags: flag.NewFlagSet(name, flag.ContinueOnError), stdout: stdout, stderr: stderr}
+	a := newConnecting(name, stdout, stderr)
+	a.flags.StringVar(&a.output, "o", "table", "output `format`: table, wide, json or yaml")
+	return a
+}
+
+// newConnecting declares the flags that say which cache is asked.
+func newConnecting(name string, stdout, stderr io.Writer) *asking {
+	a := &asking{flags: flag.NewFlagSet(name, flag.ContinueOnError), stdout: stdout, stderr: stderr, output: "json"}
 	a.flags.SetOutput(io.Discard)
 	socket := os.Getenv(socketVariable)
 	if socket == "" {
@@ -47,8 +56,8 @@ func newAsking(name string, stdout, stderr io.Writer) *asking {
 	}
 	a.flags.StringVar(&a.socket, "socket", socket, "ask the cache of this node at this unix `path`; "+socketVariable+" sets another default")
 	a.flags.StringVar(&a.url, "url", "", "ask the cache at this `URL` instead, such as http://10.0.0.1:9257")
-	a.flags.StringVar(&a.tokenFile, "token-file", "", "`file` with the token for -url")
-	a.flags.StringVar(&a.output, "o", "table", "output `format`: table, wide, json or yaml")
+	a.flags.StringVar(&a.tokenFile, "token-file", "", "`file` with the token for -url or -all-nodes")
+	a.nodes.declare(a.flags)
 	return a
 }
 
@@ -84,8 +93,14 @@ func (a *asking) parse(args []string, most int, help func(io.Writer)) (rest []st
 		return nil, a.usage(fmt.Sprintf("-o %q: accepted are %s", a.output, strings.Join(outputs, ", "))), false
 	case a.watch && a.interval < 200*time.Millisecond:
 		return nil, a.usage(fmt.Sprintf("-interval %v: at least 200ms", a.interval)), false
-	case a.tokenFile != "" && a.url == "":
-		return nil, a.usage("-token-file is for -url: the socket needs no token"), false
+	case a.tokenFile != "" && a.url == "" && !a.nodes.on:
+		return nil, a.usage("-token-file is for -url and -all-nodes: the socket needs no token"), false
+	}
+	given := map[string]bool{}
+	a.flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	a.nodes.stderr, a.nodes.tokenFile = a.stderr, a.tokenFile
+	if err := a.nodes.check(given); err != nil {
+		return nil, a.usage(err.Error()), false
 	}
 	remote, err := api.NewRemote(api.RemoteOptions{Socket: a.socket, URL: a.url, TokenFile: a.tokenFile})
 	if err != nil {
@@ -102,24 +117,36 @@ func (a *asking) usage(message string) int {
 
 // fail tells what went wrong, and what to do about it.
 func (a *asking) fail(err error) int {
-	fmt.Fprintf(a.stderr, "localcache %s: %v\n", a.flags.Name(), err)
+	fmt.Fprintf(a.stderr, "localcache %s: %s\n", a.flags.Name(), printable(err.Error()))
 	var unreachable *api.Unreachable
 	var refused *api.Error
+	var cluster *clusterError
 	switch {
+	case errors.As(err, &cluster):
+		if cluster.hint != "" {
+			fmt.Fprintln(a.stderr, cluster.hint)
+		}
+		return cluster.status
+	case errors.As(err, &refused) && refused.Code == http.StatusBadRequest:
+		return exitUsage
 	case errors.As(err, &unreachable) && a.url != "":
 		fmt.Fprintf(a.stderr, "The Corefile's 'diag { listen ADDRESS }' says where the cache listens.\n")
 	case errors.Is(err, os.ErrPermission):
 		fmt.Fprintf(a.stderr, "Only the cache's own user may ask there, which mostly is root: try sudo, or -url with a token.\n")
 	case errors.As(err, &unreachable):
-		fmt.Fprintf(a.stderr, "Is the cache running here, with 'diag' in its Corefile? On a Kubernetes node ask in its pod:\n  kubectl -n kube-system exec POD -- localcache %s\nElse name its socket by -socket, or its address by -url.\n", a.flags.Name())
+		fmt.Fprintf(a.stderr, "Is the cache running here, with 'diag' in its Corefile? On a Kubernetes node ask in its pod:\n  kubectl -n kube-system exec POD -- /localcache %s\nElse name its socket by -socket, or its address by -url, or ask those of all nodes through kubectl by -all-nodes.\n", a.flags.Name())
 	case errors.As(err, &refused) && refused.Reason == "Unauthorized":
 		fmt.Fprintf(a.stderr, "-token-file names the file with the token, the same as in 'access token FILE' of the Corefile.\n")
 	}
 	return exitFailed
 }
 
-// document asks for a path and returns the answer as it is, and decoded into v.
+// document asks for a path and returns the answer as it is, and decoded into v. With -all-nodes it is that of all nodes
+// together.
 func (a *asking) document(ctx context.Context, path string, query url.Values, v any) ([]byte, error) {
+	if a.nodes.on {
+		return a.nodes.document(ctx, path, query, v)
+	}
 	var raw json.RawMessage
 	if err := a.remote.Get(ctx, path, query, &raw); err != nil {
 		return nil, err

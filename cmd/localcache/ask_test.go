@@ -51,20 +51,22 @@ func TestAskScripts(t *testing.T) {
 			"slow": func(ts *testscript.TestScript, neg bool, args []string) {
 				recordSlow(ts.Value("queries").(*observe.Queries), args[0])
 			},
-			// until waits for text in a file that a background command writes.
-			"until": func(ts *testscript.TestScript, neg bool, args []string) {
-				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-					b, err := os.ReadFile(ts.MkAbs(args[0]))
-					if err == nil && bytes.Contains(b, []byte(args[1])) {
-						return
-					}
-					if time.Now().After(deadline) {
-						ts.Fatalf("%s never says %q: %s", args[0], args[1], b)
-					}
-				}
-			},
+			"until": until,
 		},
 	})
+}
+
+// until waits for text in a file that a background command writes.
+func until(ts *testscript.TestScript, _ bool, args []string) {
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		b, err := os.ReadFile(ts.MkAbs(args[0]))
+		if err == nil && bytes.Contains(b, []byte(args[1])) {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s never says %q: %s", args[0], args[1], b)
+		}
+	}
 }
 
 type silent struct{}

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"os/signal"
 	"syscall"
 
@@ -18,10 +19,12 @@ func demoHelp(w io.Writer) {
 Usage:
   localcache demo [--once]
 
-A node, two pods, two kube-dns replicas behind a Service address and an upstream resolver are made of
+A node, four pods, two kube-dns replicas behind a Service address and an upstream resolver are made of
 network namespaces. localcache runs on the node as it would in a cluster, with Corefile.example. Pods
-resolve names through it; then it is killed in the middle of a stream of queries. It needs neither root
-nor tools, where the kernel gives ordinary users namespaces, and touches nothing of this machine.
+resolve names through it; then it is killed in the middle of a stream of queries. At last pods and the
+upstream behave badly on purpose, and localcache tells which, and how. It needs neither root nor tools,
+where the kernel gives ordinary users namespaces, and touches nothing of this machine, but for a free
+port of 127.0.0.1, where a page shows the same to a browser.
 
   --once   end when all is shown, with status 1 if a promise was not kept; else it stays up until
            Ctrl-C, so that you can look around
@@ -43,7 +46,11 @@ func demo(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "localcache demo: unexpected argument %q\n'localcache help demo' explains it.\n", fs.Arg(0))
 		return exitUsage
 	}
-	inside, status, err := lab.Enter()
+	outside, inside, status, err := lab.EnterWithOutside()
+	noOutside := err
+	if errors.Is(err, lab.ErrNoOutside) {
+		err = nil
+	}
 	if err != nil {
 		fmt.Fprintf(stderr, "localcache demo: %v\n", err)
 		return exitFailed
@@ -54,7 +61,7 @@ func demo(args []string, stdout, stderr io.Writer) int {
 	// A second Ctrl-C is ignored: the end takes no longer than a moment, and must be complete.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	d := &demonstration{report: report{w: stdout}, asUser: lab.AsUser()}
+	d := &demonstration{report: report{w: stdout}, asUser: lab.AsUser(), outside: outside, noOutside: noOutside}
 	err = d.run(ctx, *once)
 	return d.finish(ctx, err, stderr)
 }
@@ -65,18 +72,23 @@ type demonstration struct {
 	lab    *lab.Lab
 	node   *servedNode
 	asUser bool
+	asked  int // rounds of trouble
+
+	outside   *lab.Outside // the way out to the machine, for the page; nil where there is none
+	noOutside error
+	page      *demoPage // nil until it is served
 }
 
 // run shows everything, and then waits for Ctrl-C unless once is set.
 func (d *demonstration) run(ctx context.Context, once bool) (err error) {
-	d.title("A node, 2 pods, 2 kube-dns replicas and an upstream resolver, in network namespaces of their own")
-	if d.lab, err = lab.New(lab.Config{}); err != nil {
+	d.title("A node, %d pods, 2 kube-dns replicas and an upstream resolver, in network namespaces of their own", demoPods)
+	if d.lab, err = lab.New(lab.Config{Pods: demoPods}); err != nil {
 		return err
 	}
 	if d.node, err = newServedNode(d.lab); err != nil {
 		return err
 	}
-	for _, step := range []func(context.Context) error{d.start, d.lookups, d.tracking, d.kill} {
+	for _, step := range []func(context.Context) error{d.start, d.lookups, d.tracking, d.kill, d.trouble, d.showPage} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -86,12 +98,18 @@ func (d *demonstration) run(ctx context.Context, once bool) (err error) {
 		return nil
 	}
 	d.invite()
+	going, stop := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() { ended <- d.goOn(going) }()
 	select {
 	case <-ctx.Done():
 	case <-d.node.program.Done():
-		return fmt.Errorf("localcache ended by itself: %w", d.node.failure())
+		err = fmt.Errorf("localcache ended by itself: %w", d.node.failure())
+	case err = <-ended:
+		ended <- nil
 	}
-	return nil
+	stop()
+	return errors.Join(err, <-ended)
 }
 
 // start starts localcache on the node and says which rules it set.
@@ -117,6 +135,9 @@ func (d *demonstration) start(ctx context.Context) error {
 
 // finish takes the lab away and turns the outcome into an exit status.
 func (d *demonstration) finish(ctx context.Context, err error, stderr io.Writer) int {
+	if d.page != nil {
+		err = errors.Join(err, d.page.close())
+	}
 	if d.lab != nil {
 		if closeErr := d.lab.Close(); closeErr != nil {
 			err = errors.Join(err, fmt.Errorf("take the lab away: %w", closeErr))
@@ -147,10 +168,19 @@ func (d *demonstration) invite() {
 		}
 		return fmt.Sprintf("sudo nsenter --net --mount --target %d %s", h.TID, what)
 	}
-	d.title("It stays up until Ctrl-C. From another terminal, in a pod:")
-	d.line("%s", enter(d.lab.Pods[0], "dig @"+lab.LocalIP+" web.default.svc.cluster.local"))
-	d.line("%s", enter(d.lab.Pods[0], "getent ahosts kubernetes"))
-	d.line("and on the node:")
-	d.line("%s", enter(d.lab.Node, "nft list ruleset"))
-	d.line("%s", enter(d.lab.Node, "curl -s http://127.0.0.1:9353/metrics"))
+	d.title("It stays up until Ctrl-C, and the troubles go on.")
+	if d.page != nil {
+		d.line("In a browser on this machine:")
+		d.line("  %s", d.page.address())
+	}
+	d.line("From another terminal, in a pod:")
+	d.line("  %s", enter(d.lab.Pods[0], "dig @"+lab.LocalIP+" web.default.svc.cluster.local"))
+	d.line("  %s", enter(d.lab.Pods[0], "getent ahosts kubernetes"))
+	d.line("On the node:")
+	if program, err := os.Executable(); err == nil {
+		d.line("  %s", enter(d.lab.Node, program+" top"))
+		d.line("  %s", enter(d.lab.Node, program+" queries --outcome timeout"))
+	}
+	d.line("  %s", enter(d.lab.Node, "nft list ruleset"))
+	d.line("  %s", enter(d.lab.Node, "curl -s http://127.0.0.1:9353/metrics"))
 }

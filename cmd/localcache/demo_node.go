@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"localcache.dev/localcache"
+	"localcache.dev/localcache/internal/api"
 	"localcache.dev/localcache/internal/lab"
 )
 
@@ -48,7 +49,10 @@ func newServedNode(l *lab.Lab) (*servedNode, error) {
 		lab:  l,
 		args: []string{"serve", "-localip", lab.LocalIP, "-conf", corefile, "-upstreamsvc", "kube-dns"},
 		// The kubelet sets the first for every pod of the Service's namespace.
-		env: []string{"KUBE_DNS_SERVICE_HOST=" + l.Service.String(), "KUBE_DNS_ENDPOINTS=" + joinAddrs(endpoints)},
+		env: []string{
+			"KUBE_DNS_SERVICE_HOST=" + l.Service.String(), "KUBE_DNS_ENDPOINTS=" + joinAddrs(endpoints),
+			socketVariable + "=" + api.DefaultSocket, // in the private /run
+		},
 		log: &logTail{},
 	}
 	n.client = &http.Client{

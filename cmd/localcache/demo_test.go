@@ -1,9 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -12,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"localcache.dev/localcache/internal/api"
 	"localcache.dev/localcache/internal/lab"
 )
 
@@ -24,6 +30,8 @@ func demoProcess(t *testing.T, args ...string) (cmd *exec.Cmd, stdout, stderr *b
 	cmd = exec.CommandContext(ctx, "/proc/self/exe", args...)
 	cmd.Args[0] = "localcache"
 	cmd.Stdout, cmd.Stderr = stdout, stderr
+	// Under the race detector each of the many resolvers would sleep a second at its end.
+	cmd.Env = append(os.Environ(), "GORACE="+os.Getenv("GORACE")+" atexit_sleep_ms=0")
 	return cmd, stdout, stderr
 }
 
@@ -39,11 +47,90 @@ func TestDemoOnce(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
 	}
+	t.Parallel()
 	cmd, stdout, stderr := demoProcess(t, "demo", "--once")
 	err := cmd.Run()
 	skipRefused(t, stderr)
-	if err != nil || !strings.Contains(stdout.String(), "All 10 promises were kept.") || strings.Contains(stdout.String(), "BROKEN") {
+	if err != nil || !strings.Contains(stdout.String(), "All 15 promises were kept.") || strings.Contains(stdout.String(), "BROKEN") {
 		t.Errorf("%v\n%s%s", err, stdout, stderr)
+	}
+}
+
+// While the demo stays, its page can be seen from the machine, by who knows the address, and it tells of troubles that
+// go on. Ctrl-C then ends it with status 0.
+func TestDemoStays(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	t.Parallel()
+	cmd, _, stderr := demoProcess(t, "demo")
+	cmd.Stdout = nil
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var said strings.Builder
+	lines := bufio.NewScanner(out)
+	address := ""
+	for lines.Scan() && !strings.HasSuffix(lines.Text(), "/metrics") {
+		fmt.Fprintln(&said, lines.Text())
+		if at := strings.Index(lines.Text(), "http://127.0.0.1:"); at >= 0 && !strings.Contains(lines.Text(), "curl") {
+			address = lines.Text()[at:]
+		}
+	}
+	if address == "" {
+		err := cmd.Wait()
+		skipRefused(t, stderr)
+		t.Fatalf("no address of a page (%v):\n%s%s", err, said.String(), stderr)
+	}
+	get := func(url string) (int, string) {
+		t.Helper()
+		resp, err := http.Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(body)
+	}
+	if status, body := get(address); status != http.StatusOK || !strings.Contains(body, "<html") {
+		t.Errorf("%s: status %d, %s", address, status, body)
+	}
+	host := address[:strings.Index(address[len("http://"):], "/")+len("http://")]
+	if status, body := get(host + "/api/v1/pods"); status != http.StatusNotFound {
+		t.Errorf("without the secret: status %d, %s", status, body)
+	}
+	waits := func() (n uint64) {
+		var v api.List[api.PodDetail]
+		_, body := get(address + "api/v1/pods/10.233.64.14")
+		if err := json.Unmarshal([]byte(body), &v); err != nil || len(v.Items) != 1 {
+			t.Fatalf("%s: %v", body, err)
+		}
+		return v.Items[0].Windows["start"].RetransmitTotal
+	}
+	for before, deadline := waits(), time.Now().Add(time.Minute); waits() <= before; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the troubles do not go on:\n%s", said.String())
+		}
+	}
+	if err := cmd.Process.Signal(unix.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	for lines.Scan() {
+		fmt.Fprintln(&said, lines.Text())
+	}
+	if err := cmd.Wait(); err != nil || !strings.Contains(said.String(), "All 15 promises were kept.") || !strings.Contains(said.String(), "Nothing of it is left.") {
+		t.Errorf("%v\n%s%s", err, said.String(), stderr)
+	}
+	if resp, err := http.Get(address); err == nil {
+		resp.Body.Close()
+		t.Error("the page is there after the end")
 	}
 }
 

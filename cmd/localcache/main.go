@@ -38,6 +38,7 @@ func commands() []command {
 		{"queries", "show slow and failed queries, with what they waited for", queries, queriesHelp},
 		{"pods", "show one client: its traffic, names, slow and failed queries", pods, podsHelp},
 		{"status", "show whether the cache runs, and how it does", status, statusHelp},
+		{"raw", "print what the cache's API answers, for scripts", raw, rawHelp},
 		{"demo", "run it for real in a private lab of network namespaces", demo, demoHelp},
 		{"teardown", "remove what localcache or node-cache left on this node", teardown, teardownHelp},
 		{"version", "print the version", version, nil},
@@ -101,7 +102,7 @@ Subcommands:
 	}
 	fmt.Fprint(w, `
 'localcache help SUBCOMMAND' says more; 'localcache help serve' lists the flags.
-top, queries, pods and status ask a running cache; as `+kubectlPlugin+` in the PATH the program is 'kubectl localcache' too.
+top, queries, pods, status and raw ask a running cache, or those of all nodes with -all-nodes; as `+kubectlPlugin+` in the PATH the program is 'kubectl localcache' too.
 `)
 }
 

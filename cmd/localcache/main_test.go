@@ -12,7 +12,7 @@ import (
 // The program is tested as a process: testscript runs this test binary under the program's name.
 func TestMain(m *testing.M) {
 	lab.Init()
-	testscript.Main(m, map[string]func(){"localcache": main, kubectlPlugin: main})
+	testscript.Main(m, map[string]func(){"localcache": main, kubectlPlugin: main, fakeKubectlName: fakeKubectl})
 }
 
 func TestScripts(t *testing.T) {

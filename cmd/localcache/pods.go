@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"time"
 
 	"localcache.dev/localcache/internal/api"
 )
@@ -24,7 +25,8 @@ Usage:
   localcache pods NAMESPACE/NAME|IP|host|~other [flags]
 
 'localcache top pods' lists the clients. host is everything that asks from the node's own addresses, ~other
-are those beyond the number that the Corefile's 'diag { clients }' tells apart.
+are those beyond the number that the Corefile's 'diag { clients }' tells apart. With --all-nodes a pod is found wherever it is,
+and host, ~other and addresses of several nodes are shown one by one.
 `)
 	printFlags(w, newPodsFlags(io.Discard, io.Discard))
 }
@@ -54,12 +56,26 @@ func showPod(ctx context.Context, a *asking, name string) error {
 	if done, err := a.print(raw); done {
 		return err
 	}
-	if len(v.Items) != 1 {
+	if len(v.Items) != 1 && !a.nodes.on {
 		return fmt.Errorf("the cache tells of %d clients instead of one: is it another version?", len(v.Items))
 	}
-	p, now := &v.Items[0], v.Metadata.GeneratedAt
+	for i := range v.Items {
+		if i > 0 {
+			fmt.Fprint(a.stdout, "\n\n")
+		}
+		a.client(&v.Items[i], v.Metadata.GeneratedAt)
+	}
+	a.notes(&v.Metadata)
+	return nil
+}
+
+// client shows a client.
+func (a *asking) client(p *api.PodDetail, now time.Time) {
 	line := func(name, value string) { fmt.Fprintf(a.stdout, "%-13s%s\n", name+":", printable(value)) }
 	line("Client", p.Name())
+	if p.Node != "" {
+		line("Node", p.Node)
+	}
 	line("Addresses", orDash(strings.Join(p.Addresses, ", ")))
 	if p.Workload != "" {
 		line("Workload", p.Workload)
@@ -98,9 +114,7 @@ func showPod(ctx context.Context, a *asking, name string) error {
 	}
 	if len(p.Recent) > 0 {
 		fmt.Fprintln(a.stdout)
-		t := queryTable(p.Recent, now, a.wide())
+		t := queryTable(p.Recent, now, a.wide(), false)
 		t.print(a.stdout, coloured(a.stdout))
 	}
-	a.notes(&v.Metadata)
-	return nil
 }

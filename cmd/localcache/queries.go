@@ -49,6 +49,7 @@ Examples:
   localcache queries --slow 1s
   localcache queries --outcome timeout --pod shop/web-1
   localcache queries --follow
+  kubectl localcache queries --all-nodes --slow 1s
 `)
 	printFlags(w, newQueriesFlags(io.Discard, io.Discard).asking)
 }
@@ -79,23 +80,29 @@ func queries(args []string, stdout, stderr io.Writer) int {
 		if done, err := f.print(raw); done {
 			return err
 		}
-		t := queryTable(v.Items, v.Metadata.GeneratedAt, f.wide())
+		t := queryTable(v.Items, v.Metadata.GeneratedAt, f.wide(), f.nodes.on)
 		f.table(&t, &v.Metadata, len(v.Items), "no such query is remembered; those faster than 'diag { slow }' of the Corefile are not")
 		return nil
 	})
 }
 
-// queryTable lists queries with their ages; all columns where wide.
-func queryTable(list []api.Query, now time.Time, wide bool) table {
+// queryTable lists queries with their ages; all columns where wide, and those of several nodes with their node.
+func queryTable(list []api.Query, now time.Time, wide, nodes bool) table {
 	t := table{header: []string{"AGE", "CLIENT", "NAME", "TYPE", "RCODE", "SOURCE", "TOOK", "WAITED", "EXCHANGES"}}
 	if wide {
 		t.header = slices.Insert(t.header, 1, "TIME", "PROTO", "PORT", "ID", "QUEUED")
+	}
+	if nodes {
+		t.header = slices.Insert(t.header, 1, "NODE")
 	}
 	for i := range list {
 		q := &list[i]
 		row := queryRow(q, age(now.Sub(q.ReceivedAt)))
 		if wide {
 			row = slices.Insert(row, 1, q.ReceivedAt.Format(time.RFC3339Nano), q.Proto, fmt.Sprint(q.Port), fmt.Sprint(q.ID), short(q.QueuedSeconds))
+		}
+		if nodes {
+			row = slices.Insert(row, 1, q.Client.Node)
 		}
 		t.add(failed(q), row...)
 	}
@@ -126,6 +133,8 @@ func exchanges(q *api.Query) string {
 
 const (
 	followEvery = 500 * time.Millisecond
+	// followNodesEvery is for all nodes, where a look takes a kubectl for each.
+	followNodesEvery = 3 * time.Second
 	// followBack is how long before the newest query one may have come that ended later: longer than any takes.
 	followBack = 30 * time.Second
 )
@@ -137,6 +146,7 @@ func (f *queriesFlags) followQueries(query url.Values) int {
 	colour := coloured(f.stdout)
 	seen := map[string]time.Time{}
 	var newest time.Time
+	var said []string
 	for first := true; ; first = false {
 		if !newest.IsZero() {
 			query.Set("since", newest.Add(-followBack).UTC().Format(time.RFC3339Nano))
@@ -144,17 +154,18 @@ func (f *queriesFlags) followQueries(query url.Values) int {
 			query.Set("limit", "2048")
 		}
 		var v api.List[api.Query]
-		if err := f.remote.Get(ctx, "/api/v1/queries", query, &v); err != nil {
+		if _, err := f.document(ctx, "/api/v1/queries", query, &v); err != nil {
 			if ctx.Err() != nil {
 				return exitOK
 			}
 			return f.fail(err)
 		}
-		if first {
-			f.notes(&v.Metadata)
+		if first || f.nodes.on && !slices.Equal(v.Metadata.Notes, said) {
+			f.notes(&v.Metadata) // also of nodes that cease to answer, and do again
 		}
+		said = v.Metadata.Notes
 		for _, q := range slices.Backward(v.Items) {
-			key := fmt.Sprint(q.ReceivedAt.UnixNano(), q.Client.Name(), q.Port, q.ID, q.Name, q.Type)
+			key := fmt.Sprint(q.ReceivedAt.UnixNano(), q.Client.Node, q.Client.Name(), q.Port, q.ID, q.Name, q.Type)
 			if _, known := seen[key]; known {
 				continue
 			}
@@ -171,7 +182,11 @@ func (f *queriesFlags) followQueries(query url.Values) int {
 				delete(seen, key)
 			}
 		}
-		if !waitFor(ctx, followEvery) {
+		every := followEvery
+		if f.nodes.on {
+			every = followNodesEvery
+		}
+		if !waitFor(ctx, every) {
 			return exitOK
 		}
 	}
@@ -193,7 +208,11 @@ func (f *queriesFlags) line(q *api.Query, colour bool) error {
 		}
 		return writeYAML(f.stdout, raw)
 	}
-	text := printable(strings.Join(queryRow(q, q.ReceivedAt.Format("15:04:05.000")), "  "))
+	row := queryRow(q, q.ReceivedAt.Format("15:04:05.000"))
+	if f.nodes.on {
+		row = slices.Insert(row, 1, q.Client.Node)
+	}
+	text := printable(strings.Join(row, "  "))
 	if colour && failed(q) {
 		text = "\x1b[31m" + text + "\x1b[0m"
 	}

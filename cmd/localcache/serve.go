@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -97,6 +98,7 @@ type server struct {
 	node   *setup.Node
 	ahead  *forward.Plugin // the way to the upstreams
 	diag   *diag.Plugin
+	pods   *podFeed
 	source *corefile.Source
 	reload chan struct{} // a reload is wanted; one waiting is enough
 
@@ -128,6 +130,7 @@ func (s *server) run(stdout io.Writer) error {
 	defer cancel()
 	// It runs before there is anything to keep, because the start takes its time where rules do, and the
 	// interface is to be kept from the moment that it is there.
+	owned.Go(func() { s.pods.run(ctx) })
 	owned.Go(func() {
 		if err := s.node.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
 			s.log.Errorf("interface and rules are not kept true any more: %v", err)
@@ -219,9 +222,10 @@ func (s *server) assemble() error {
 	upstreams, queries := observe.NewUpstreams(0), observe.NewQueries(observe.QueriesOptions{})
 	s.ahead = forward.New(forward.Options{Statistics: upstreams})
 	s.ahead.Register()
+	s.pods = newPodFeed(func(a netip.Addr, before time.Time) { queries.Forget(a, before) }, clog.NewWithPlugin(diagDirective))
 	s.diag = diag.New(diag.Options{
-		Off: !bool(s.flags.diag), Queries: queries, Upstreams: upstreams,
-		Socket: os.Getenv(socketVariable), Node: os.Getenv("NODE_NAME"), Version: buildVersion(),
+		Off: !bool(s.flags.diag), Queries: queries, Upstreams: upstreams, Pods: s.pods, OnPods: s.pods.want,
+		Socket: os.Getenv(socketVariable), Node: os.Getenv(nodeVariable), Version: buildVersion(),
 	})
 	s.diag.Register()
 	options := fastpath.Options{Off: !bool(s.flags.fastpath)}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -23,7 +24,7 @@ func statusHelp(w io.Writer) {
 Usage:
   localcache status [flags]
 
-The JSON and YAML are those of /statusz.
+The JSON and YAML are those of /statusz. With --all-nodes there is a line for each node, also for those that do not answer.
 `)
 	printFlags(w, newStatusFlags(io.Discard, io.Discard))
 }
@@ -33,7 +34,11 @@ func status(args []string, stdout, stderr io.Writer) int {
 	if _, status, ok := a.parse(args, 0, statusHelp); !ok {
 		return status
 	}
-	return a.run(func(ctx context.Context) error { return showStatus(ctx, a) })
+	show := showStatus
+	if a.nodes.on {
+		show = showNodes
+	}
+	return a.run(func(ctx context.Context) error { return show(ctx, a) })
 }
 
 func showStatus(ctx context.Context, a *asking) error {
@@ -50,7 +55,7 @@ func showStatus(ctx context.Context, a *asking) error {
 		return err
 	}
 	if len(v.Items) != 1 || len(summary.Items) != 1 {
-		return fmt.Errorf("the cache tells something else than its status: is it another version?")
+		return errors.New("the cache tells something else than its status: is it another version?")
 	}
 	s, m := &v.Items[0], &summary.Items[0]
 	line := func(name, format string, args ...any) {
@@ -66,10 +71,13 @@ func showStatus(ctx context.Context, a *asking) error {
 	line("Failed", "%d SERVFAIL, %d stale answers, %d retransmits", m.Rcodes["servfail"], m.Sources["stale"], m.RetransmitTotal)
 	line("Upstreams", "%d exchanges, %d failed", m.UpstreamExchanges, m.UpstreamFailures)
 	line("Clients", "%d of at most %d", s.Clients, s.MaxClients)
-	if s.Pods.Known {
-		line("Pods", "%d on this node", s.Pods.Count)
-	} else {
+	switch {
+	case !s.Pods.Known:
 		line("Pods", "not known: %s", s.Pods.Message)
+	case s.Pods.Message != "":
+		line("Pods", "%d on this node, %s", s.Pods.Count, s.Pods.Message)
+	default:
+		line("Pods", "%d on this node", s.Pods.Count)
 	}
 	line("Slow", "from %s", short(s.SlowSeconds))
 	line("Redacted", "%s", s.Redact)

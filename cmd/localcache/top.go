@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -39,6 +40,9 @@ Examples:
   localcache top pods --by retransmits  which pods lose queries or replies
   localcache top names --by nxdomain    what search paths cost
   localcache top upstreams --watch      which upstream fails
+  kubectl localcache top --all-nodes    the same of all nodes together
+
+With --all-nodes upstreams are summed, with the nodes where they fail; -o wide lists them by node.
 `)
 	printFlags(w, newTopFlags(io.Discard, io.Discard).asking)
 }
@@ -101,7 +105,13 @@ func (f *topFlags) pods(ctx context.Context, query url.Values) error {
 			row = append(row, fmt.Sprintf("%.1f", p.QueriesPerSecond), count(p.Sources["stale"]), fmt.Sprintf("%.1f", p.SearchWaste), short(p.QueuedSeconds),
 				orDash(p.Workload), orDash(strings.Join(p.Addresses, ",")), age(v.Metadata.GeneratedAt.Sub(p.LastSeen)), name)
 		}
+		if f.nodes.on {
+			row = slices.Insert(row, 1, p.Node)
+		}
 		t.add(failed+p.RetransmitTotal > 0, row...)
+	}
+	if f.nodes.on {
+		t.header = slices.Insert(t.header, 1, "NODE")
 	}
 	f.table(&t, &v.Metadata, len(v.Items), "no client has asked in that time")
 	return nil
@@ -116,24 +126,27 @@ func (f *topFlags) names(ctx context.Context, query url.Values) error {
 	if done, err := f.print(raw); done {
 		return err
 	}
-	slowest := query.Get("by") == "slowest"
+	slowest, bounds := query.Get("by") == "slowest", f.wide() || f.nodes.on
 	t := table{header: []string{"NAME", "COUNT"}}
 	if slowest {
 		t.header[1] = "LONGEST"
-	} else if f.wide() {
+	} else if bounds {
 		t.header = append(t.header, "AT-LEAST")
 	}
 	for _, n := range v.Items {
 		switch {
 		case slowest:
 			t.add(false, n.Name, short(n.Seconds))
-		case f.wide():
-			t.add(false, n.Name, count(n.Count), count(n.Count-n.Error))
+		case bounds:
+			t.add(false, n.Name, count(n.Count), count(n.Count-min(n.Error, n.Count)))
 		default:
 			t.add(false, n.Name, count(n.Count))
 		}
 	}
 	f.table(&t, &v.Metadata, len(v.Items), "no such name was asked for in that time")
+	if last := len(v.Items) - 1; f.nodes.on && !slowest && last >= 0 && v.Items[last].Count-min(v.Items[last].Error, v.Items[last].Count) < v.Metadata.Floor {
+		fmt.Fprintf(f.stderr, "note: names that are not listed were counted at most %d times each\n", v.Metadata.Floor)
+	}
 	return nil
 }
 
@@ -150,8 +163,12 @@ func (f *topFlags) upstreams(ctx context.Context, query url.Values) error {
 	if f.wide() {
 		t.header = append(t.header, "PER-SECOND", "SERVFAIL", "TIMEOUT", "RETRIES", "HEDGES", "CONNECTIONS", "RTT", "LAST-ANSWER", "MESSAGE")
 	}
-	for i := range v.Items {
-		u := &v.Items[i]
+	rows := v.Items
+	if f.nodes.on {
+		rows = f.perNode(&t, v.Items)
+	}
+	for i := range rows {
+		u := &rows[i]
 		last, message, answer := "-", "-", "-"
 		if u.LastFailure != nil {
 			last = fmt.Sprintf("%s %s ago", u.LastFailure.Outcome, age(v.Metadata.GeneratedAt.Sub(u.LastFailure.At)))
@@ -169,10 +186,46 @@ func (f *topFlags) upstreams(ctx context.Context, query url.Values) error {
 			row = append(row, fmt.Sprintf("%.1f", u.ExchangesPerSecond), count(u.Outcomes["servfail"]), count(u.Outcomes["timeout"]), count(u.Retries), count(u.Hedges),
 				fmt.Sprint(u.OpenConnections), short(rtt), answer, orDash(message))
 		}
+		switch {
+		case f.nodes.on && f.wide():
+			row = slices.Insert(row, 1, u.Node)
+		case f.nodes.on:
+			row = append(row, failedOn(u))
+		}
 		t.add(u.Failures > 0, row...)
 	}
 	f.table(&t, &v.Metadata, len(v.Items), "no upstream is known yet")
 	return nil
+}
+
+// perNode adds the column of nodes, and returns the rows: sums, or with all columns one for each node.
+func (f *topFlags) perNode(t *table, sums []api.Upstream) (rows []api.Upstream) {
+	if !f.wide() {
+		t.header = append(t.header, "FAILED-ON")
+		return sums
+	}
+	t.header = slices.Insert(t.header, 1, "NODE")
+	for i := range sums {
+		rows = append(rows, sums[i].PerNode...)
+	}
+	return rows
+}
+
+// failedOn tells whether an upstream fails everywhere or on one node: then it is mostly not the upstream.
+func failedOn(u *api.Upstream) string {
+	var nodes []string
+	for i := range u.PerNode {
+		if u.PerNode[i].Failures > 0 {
+			nodes = append(nodes, u.PerNode[i].Node)
+		}
+	}
+	switch len(nodes) {
+	case 0:
+		return "-"
+	case 1:
+		return nodes[0]
+	}
+	return fmt.Sprintf("%d of %d nodes", len(nodes), len(u.PerNode))
 }
 
 // table prints t, and says so where it is empty or not all.

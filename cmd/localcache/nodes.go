@@ -1,0 +1,349 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"localcache.dev/localcache/internal/api"
+)
+
+const (
+	// nodesAtATime are asked together: each takes a kubectl, which is some 50 MB and a tenth of a processor's second.
+	nodesAtATime = 8
+	// podsAge is for how long the pods that were found are the ones to ask, which are asked again and again with -watch.
+	podsAge = 5 * time.Second
+	// maxReasons bounds how many nodes' failures are told.
+	maxReasons = 10
+	// slowProgress is from when on it is shown how far it is.
+	slowProgress = time.Second
+)
+
+// fleet asks the caches of all nodes of a cluster.
+type fleet struct {
+	kubectl
+	on                  bool
+	selector, container string
+	port                int
+	timeout             time.Duration
+
+	tokenFile string
+	stderr    io.Writer
+
+	listed  time.Time
+	targets []target
+	remotes map[string]*api.Remote // by address
+}
+
+// declare declares the flags.
+func (f *fleet) declare(flags *flag.FlagSet) {
+	flags.BoolVar(&f.on, "all-nodes", false, "ask the caches of all nodes of the cluster, which kubectl finds, and show them as one")
+	flags.StringVar(&f.context, "context", "", "with -all-nodes: the `context` of the kubeconfig, as for kubectl")
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "with -all-nodes: the kubeconfig `file`, as for kubectl")
+	flags.StringVar(&f.namespace, "cache-namespace", "kube-system", "with -all-nodes: the `namespace` of the cache's own pods")
+	flags.StringVar(&f.selector, "selector", "k8s-app=node-local-dns", "with -all-nodes: the `labels` of the cache's own pods")
+	flags.StringVar(&f.container, "container", "node-cache", "with -all-nodes: the `name` of the container in them")
+	flags.IntVar(&f.port, "port", 9257, "with -all-nodes: ask at this TCP `port` of the pods, with -token-file where it is wanted there; without both by kubectl exec")
+	flags.DurationVar(&f.timeout, "timeout", 10*time.Second, "with -all-nodes: `time` for each node to answer, at least 100ms")
+}
+
+// fleetFlags are those that mean nothing without -all-nodes.
+var fleetFlags = []string{"context", "kubeconfig", "cache-namespace", "selector", "container", "port", "timeout"}
+
+// check looks at the flags together. given are those on the command line.
+func (f *fleet) check(given map[string]bool) error {
+	if !f.on {
+		for _, name := range fleetFlags {
+			if given[name] {
+				return fmt.Errorf("-%s is for -all-nodes", name)
+			}
+		}
+		return nil
+	}
+	switch {
+	case given["url"] || given["socket"]:
+		return errors.New("-all-nodes finds the caches by itself: leave -url and -socket out")
+	case f.namespace == "":
+		return errors.New("-cache-namespace: a namespace is expected; in any, other pods could say that they are the cache")
+	case f.selector == "" || f.container == "":
+		return errors.New("-selector and -container: they cannot be empty")
+	case f.port < 1 || f.port > 65535:
+		return fmt.Errorf("-port %d: accepted is a port number from 1 to 65535", f.port)
+	case f.timeout < 100*time.Millisecond:
+		return fmt.Errorf("-timeout %v: at least 100ms", f.timeout)
+	}
+	if !given["port"] && f.tokenFile == "" {
+		f.port = 0
+	}
+	return nil
+}
+
+// reply is what came of asking a target: a part, or why there is none.
+type reply struct {
+	*target
+	part *api.Part
+	err  error
+}
+
+// unknown tells whether the node has answered that it does not know what was asked for.
+func (r *reply) unknown(g *api.Gather) bool {
+	var e *api.Error
+	return g.One() && errors.As(r.err, &e) && e.Code == http.StatusNotFound
+}
+
+// document asks all nodes and returns the merged answer, also decoded into v.
+func (f *fleet) document(ctx context.Context, path string, query url.Values, v any) ([]byte, error) {
+	g, err := api.NewGather(path, query)
+	if err != nil {
+		return nil, err
+	}
+	replies, err := f.ask(ctx, g, path)
+	if err != nil {
+		return nil, err
+	}
+	merged, err := f.merge(g, replies)
+	if err != nil {
+		return nil, err
+	}
+	var raw strings.Builder
+	encoder := json.NewEncoder(&raw)
+	encoder.SetEscapeHTML(false)
+	if err := encoder.Encode(merged); err != nil {
+		return nil, err
+	}
+	return []byte(raw.String()), json.Unmarshal([]byte(raw.String()), v)
+}
+
+// merge makes one answer of the replies, which at least one node gave.
+func (f *fleet) merge(g *api.Gather, replies []reply) (any, error) {
+	var parts []*api.Part
+	for i := range replies {
+		if replies[i].part != nil {
+			parts = append(parts, replies[i].part)
+		}
+	}
+	return g.Merge(parts, missing(g, replies)...)
+}
+
+// ask asks all nodes but those that have just failed to answer something else. It fails where none has an answer.
+func (f *fleet) ask(ctx context.Context, g *api.Gather, path string, before ...reply) ([]reply, error) {
+	targets, err := f.find(ctx)
+	if err != nil {
+		return nil, err
+	}
+	replies := make([]reply, len(targets))
+	var done atomic.Int64
+	stop := f.progress(&done, len(targets))
+	free := make(chan struct{}, nodesAtATime)
+	var running sync.WaitGroup
+	for i := range targets {
+		replies[i].target = &targets[i]
+		if p := targets[i].problem; p != "" {
+			replies[i].err = errors.New(p)
+		}
+		for _, b := range before {
+			if b.pod == targets[i].pod && b.err != nil {
+				replies[i].err = b.err
+			}
+		}
+		if replies[i].err != nil {
+			done.Add(1)
+			continue
+		}
+		free <- struct{}{} // those that have it end in time
+		remote, err := f.remote(&targets[i])
+		running.Go(func() {
+			defer func() { <-free; done.Add(1) }()
+			if replies[i].err = err; err == nil {
+				replies[i].part, replies[i].err = f.one(ctx, g, path, &targets[i], remote)
+			}
+		})
+	}
+	running.Wait()
+	stop()
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(replies, func(r reply) bool { return r.part != nil }) {
+		return replies, nil
+	}
+	return nil, f.nobody(ctx, g, replies)
+}
+
+// find finds the pods.
+func (f *fleet) find(ctx context.Context) ([]target, error) {
+	if now := time.Now(); f.targets == nil || now.Sub(f.listed) > podsAge {
+		targets, err := f.pods(ctx, f.selector, f.container, f.timeout)
+		if err != nil {
+			return nil, err
+		}
+		f.targets, f.listed = targets, now
+	}
+	return f.targets, nil
+}
+
+// remote is how a target is asked directly; nil where it is by kubectl exec.
+func (f *fleet) remote(t *target) (*api.Remote, error) {
+	if f.port == 0 {
+		return nil, nil
+	}
+	if t.ip == "" {
+		return nil, fmt.Errorf("its pod %s has no address yet", t.pod)
+	}
+	if r := f.remotes[t.ip]; r != nil {
+		return r, nil
+	}
+	r, err := api.NewRemote(api.RemoteOptions{URL: "http://" + net.JoinHostPort(t.ip, strconv.Itoa(f.port)), TokenFile: f.tokenFile})
+	if err != nil {
+		return nil, err
+	}
+	if f.remotes == nil {
+		f.remotes = map[string]*api.Remote{}
+	}
+	f.remotes[t.ip] = r
+	return r, nil
+}
+
+// one asks a target.
+func (f *fleet) one(ctx context.Context, g *api.Gather, path string, t *target, remote *api.Remote) (*api.Part, error) {
+	ctx, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	query := g.Query(t.alone)
+	var body []byte
+	var err error
+	if remote != nil {
+		var raw json.RawMessage
+		err = remote.Get(ctx, path, query, &raw)
+		body = raw
+	} else {
+		body, err = f.exec(ctx, t, f.container, (&url.URL{Path: path, RawQuery: query.Encode()}).String())
+	}
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return nil, fmt.Errorf("no answer within %v", f.timeout)
+	}
+	var failed *kubectlFailed
+	if errors.As(err, &failed) {
+		// A cache that refuses says so in its answer, else there is none.
+		var refused *api.Error
+		if _, e := g.Read(t.node, t.image, body); errors.As(e, &refused) {
+			return nil, refused
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return g.Read(t.node, t.image, body)
+}
+
+// missing are notes about those that have not answered.
+func missing(g *api.Gather, replies []reply) (notes []string) {
+	all, answered := map[string]bool{}, map[string]bool{}
+	reasons := map[string][]string{}
+	var order []string
+	for i := range replies {
+		r := &replies[i]
+		node := r.node
+		if node == "" {
+			node = r.label()
+		}
+		all[node] = true
+		if r.err == nil || r.unknown(g) {
+			answered[node] = true
+			continue
+		}
+		why := r.err.Error()
+		if reasons[why] == nil {
+			order = append(order, why)
+		}
+		reasons[why] = append(reasons[why], r.label())
+	}
+	if len(order) == 0 {
+		return nil
+	}
+	notes = []string{fmt.Sprintf("%d of %d nodes answered", len(answered), len(all))}
+	for i, why := range order {
+		if i == maxReasons {
+			notes = append(notes, fmt.Sprintf("and %d more reasons", len(order)-i))
+			break
+		}
+		notes = append(notes, api.NodeNames(reasons[why])+": "+why)
+	}
+	return notes
+}
+
+// nobody is the error where no node has an answer.
+func (f *fleet) nobody(ctx context.Context, g *api.Gather, replies []reply) error {
+	var refused *api.Error // by all in the same way
+	same, exec := true, false
+	for i := range replies {
+		var e *api.Error
+		var failed *kubectlFailed
+		if !errors.As(replies[i].err, &e) || refused != nil && e.Reason != refused.Reason {
+			same = false
+		}
+		if refused == nil {
+			refused = e
+		}
+		if replies[i].unknown(g) {
+			notFound := *e
+			notFound.Message += ", nor any other node that answered"
+			if notes := missing(g, replies); notes != nil {
+				notFound.Message += " (" + strings.Join(notes, "; ") + ")"
+			}
+			return &notFound
+		}
+		exec = exec || errors.As(replies[i].err, &failed)
+	}
+	if same {
+		return refused
+	}
+	e := &clusterError{message: "no node answers: " + strings.Join(missing(g, replies)[1:], "; "), status: exitFailed}
+	switch {
+	case exec && f.denied(ctx, "create", "pods", "--subresource=exec"):
+		e.hint = fmt.Sprintf("The right to create pods/exec in the namespace %s is missing. With -token-file or -port the caches are asked directly, where the Corefile has 'diag { listen }', and it is not needed.", f.namespace)
+	case exec:
+		e.hint = "Do these pods run localcache, with 'diag' in its Corefile? -selector and -container say which they are."
+	case f.port != 0:
+		e.hint = "The Corefile's 'diag { listen ADDRESS }' says where the caches listen; -port is its port."
+	}
+	return e
+}
+
+// progress shows on a terminal how far it is, where it takes long, until the function is called that it returns.
+func (f *fleet) progress(done *atomic.Int64, all int) (stop func()) {
+	if !terminal(f.stderr) {
+		return func() {}
+	}
+	end, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		wait, shown := time.NewTimer(slowProgress), false
+		defer wait.Stop()
+		for {
+			select {
+			case <-end:
+				if shown {
+					fmt.Fprint(f.stderr, "\r\x1b[K")
+				}
+				return
+			case <-wait.C:
+				fmt.Fprintf(f.stderr, "\r\x1b[K%d of %d nodes have answered", done.Load(), all)
+				shown = true
+				wait.Reset(slowProgress / 4)
+			}
+		}
+	}()
+	return func() { close(end); <-ended }
+}
