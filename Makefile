@@ -11,7 +11,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A static binary needs no C library. VCS stamping gives it its version.
 BUILDFLAGS := -trimpath -buildvcs=auto -ldflags='-s -w'
 
-.PHONY: help build run test lint e2e-uml e2e-deploy e2e-coredns e2e-kube fuzz bench bench-peers image clean
+.PHONY: help build run test lint e2e-uml e2e-deploy e2e-page e2e-coredns e2e-kube fuzz bench bench-peers image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ e2e-uml: ## test in a User-Mode Linux kernel: real dummy device, full conntrack 
 
 e2e-deploy: ## check deploy/ against the Kubernetes types and schemas
 	cd e2e/deploy && $(GO) vet ./... && $(GO) test -count=1 ./...  # its files lie outside the module, unseen by the cache
+
+e2e-page: build ## test the page in Chromium (Node.js 20, npm and Debian's chromium)
+	@LOCALCACHE=$(CURDIR)/$(BIN) e2e/page/run.sh
 
 e2e-coredns: ## run CoreDNS's own tests with the fast path in every block
 	cd e2e/coredns && $(GO) vet ./... && $(GO) test -count=1 -suite -v .

@@ -63,7 +63,7 @@ func TestBroken(t *testing.T) {
 	}
 	s := schemaOf(t)
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) { wantComplaint(t, s, "base", kubeadm, c.file, c.old, c.new, c.want) })
+		t.Run(c.name, func(t *testing.T) { wantComplaint(t, load(t), s, "base", kubeadm, c.file, c.old, c.new, c.want) })
 	}
 }
 
@@ -80,7 +80,7 @@ func TestBrokenRights(t *testing.T) {
 		{"anything", role, "      - endpointslices\n", "      - '*'\n", "want list and watch of endpointslices"},
 		{"misspelled", role, "endpointslices", "endpointslice", "want list and watch of endpointslices"},
 		{"no verbs", role, "    verbs:\n      - list\n      - watch\n", "", "verbs"},
-		{"all namespaces", role, "kind: Role\n", "kind: ClusterRole\n", "no validation is wired up for this kind"},
+		{"all namespaces", role, "kind: Role\n", "kind: ClusterRole\n", "metadata.namespace: Forbidden"},
 		{"another namespace", role, "namespace: kube-system", "namespace: default", "is in namespace \"default\""},
 		{"bound to another Role", binding, "  kind: Role\n  name: nodelocaldns", "  kind: Role\n  name: other", "want Role nodelocaldns"},
 		{"for another account", binding, "  - kind: ServiceAccount\n    name: nodelocaldns", "  - kind: ServiceAccount\n    name: default", "want service account nodelocaldns alone"},
@@ -96,24 +96,55 @@ func TestBrokenRights(t *testing.T) {
 			if strings.HasPrefix(c.file, "overlays/") {
 				dir, node = "overlays/service-ip", kubeadm
 			}
-			wantComplaint(t, s, dir, node, c.file, c.old, c.new, c.want)
+			// The component for pods alone would mount the token too.
+			tree := load(t)
+			rewrite(t, tree, "kustomization.yaml", "  - components/pods\n", "")
+			wantComplaint(t, tree, s, dir, node, c.file, c.old, c.new, c.want)
 		})
 	}
 }
 
-// wantComplaint makes one edit of a file, builds dir, and wants a judge to say want.
-func wantComplaint(t *testing.T, s *Schema, dir string, node Node, file, from, to, want string) {
-	t.Helper()
-	tree := load(t)
-	raw, err := tree.Read(file)
-	if err != nil {
-		t.Fatal(err)
+// TestBrokenPodRights is TestBroken for what it needs to name pods, and for more than that.
+func TestBrokenPodRights(t *testing.T) {
+	const role, binding, component, root = "components/pods/clusterrole.yaml", "components/pods/clusterrolebinding.yaml", "components/pods/kustomization.yaml", "kustomization.yaml"
+	const complaint = "want list and watch of pods"
+	s := schemaOf(t)
+	for _, c := range []struct {
+		name, file, old, new string
+		want                 string
+	}{
+		{"no watch", role, "      - list\n      - watch\n", "      - list\n", complaint},
+		{"get as well", role, "      - list\n", "      - list\n      - get\n", complaint},
+		{"anything", role, "      - pods\n", "      - '*'\n", complaint},
+		{"Secrets as well", role, "      - pods\n", "      - pods\n      - secrets\n", complaint},
+		{"more by and by", role, "rules:\n", "aggregationRule:\n  clusterRoleSelectors:\n    - matchLabels:\n        a: b\nrules:\n", complaint},
+		{"a URL", role, "rules:\n", "rules:\n  - nonResourceURLs: ['*']\n    verbs: [get]\n", complaint},
+		{"of the namespace only", role, "kind: ClusterRole\n", "kind: Role\n", "namespace"},
+		{"bound to everything", binding, "  kind: ClusterRole\n  name: nodelocaldns-pods", "  kind: ClusterRole\n  name: cluster-admin", "want ClusterRole nodelocaldns-pods"},
+		{"for another account", binding, "  - kind: ServiceAccount\n    name: nodelocaldns", "  - kind: ServiceAccount\n    name: default", "want service account nodelocaldns alone"},
+		{"of another namespace", binding, "    namespace: kube-system", "    namespace: default", "want service account nodelocaldns alone"},
+		{"for everybody", binding, "  - kind: ServiceAccount\n    name: nodelocaldns\n    namespace: kube-system", "  - kind: Group\n    apiGroup: rbac.authorization.k8s.io\n    name: system:authenticated", "want service account nodelocaldns alone"},
+		{"no binding", component, "  - clusterrolebinding.yaml\n", "", "1 ClusterRoles and 0 ClusterRoleBindings"},
+		{"no token", component, "automountServiceAccountToken: true", "automountServiceAccountToken: false", "no token of the API server is mounted"},
+		{"another name of the node", component, "fieldPath: spec.nodeName", "fieldPath: metadata.name", "NODE_NAME"},
+		{"left out", root, "  - components/pods\n", "", "0 ClusterRoles and 0 ClusterRoleBindings"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			wantComplaint(t, load(t), s, ".", namingPods(following(kubeadm, "kube-dns")), c.file, c.old, c.new, c.want)
+		})
 	}
-	if !strings.Contains(string(raw), from) {
-		t.Fatalf("%s has no %q any more: the case tests nothing", file, from)
-	}
-	write(t, tree, file, strings.Replace(string(raw), from, to, 1))
+	t.Run("rights that nothing needs", func(t *testing.T) {
+		wantComplaint(t, load(t), s, ".", following(kubeadm, "kube-dns"), root, "resources:", "resources:", "1 ClusterRoles and 1 ClusterRoleBindings, and nothing needs them")
+	})
+	t.Run("no name of the node", func(t *testing.T) {
+		wantComplaint(t, load(t), s, "base", kubeadm, "base/daemonset.yaml", "- name: NODE_NAME", "- name: NODE", "NODE_NAME is not the node's name")
+	})
+}
 
+// wantComplaint makes one edit of a file, builds dir, and wants a judge to say want.
+func wantComplaint(t *testing.T, tree Tree, s *Schema, dir string, node Node, file, from, to, want string) {
+	t.Helper()
+	rewrite(t, tree, file, from, to)
 	objects, errs := judge(tree, s, dir)
 	if len(errs) == 0 {
 		set, err := NewSet(objects)
@@ -125,4 +156,17 @@ func wantComplaint(t *testing.T, s *Schema, dir string, node Node, file, from, t
 	if err := errors.Join(errs...); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("want a complaint with %q, got: %v", want, err)
 	}
+}
+
+// rewrite makes one edit of a file.
+func rewrite(t *testing.T, tree Tree, file, from, to string) {
+	t.Helper()
+	raw, err := tree.Read(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(string(raw), from) {
+		t.Fatalf("%s has no %q any more: the case tests nothing", file, from)
+	}
+	write(t, tree, file, strings.Replace(string(raw), from, to, 1))
 }

@@ -27,6 +27,18 @@ func following(n Node, service string) Node {
 	return n
 }
 
+// namingPods is n with diagnostics that name pods.
+func namingPods(n Node) Node {
+	n.NamesPods = true
+	return n
+}
+
+// reviewing is n with an API of diagnostics that asks the API server who may ask.
+func reviewing(n Node) Node {
+	n.ReviewsAccess = true
+	return n
+}
+
 // form is a kustomization of the cache, with the cluster that it is made for.
 type form struct {
 	dir      string
@@ -38,8 +50,8 @@ type form struct {
 
 func forms() []form {
 	plain := []form{
-		{dir: ".", node: following(kubeadm, "kube-dns"), name: "nodelocaldns", addrs: []string{"169.254.25.10"}},
-		{dir: "overlays/link-local", node: following(kubespray, "coredns"), name: "nodelocaldns", addrs: []string{"169.254.25.10"}},
+		{dir: ".", node: namingPods(following(kubeadm, "kube-dns")), name: "nodelocaldns", addrs: []string{"169.254.25.10"}},
+		{dir: "overlays/link-local", node: namingPods(following(kubespray, "coredns")), name: "nodelocaldns", addrs: []string{"169.254.25.10"}},
 		{dir: "overlays/service-ip", node: kubeadm, name: "node-local-dns", addrs: []string{"169.254.20.10", "10.96.0.10"}},
 	}
 	all := slices.Clone(plain)
@@ -186,6 +198,42 @@ func TestForms(t *testing.T) {
 				}
 			} else if len(set.Services) != 0 {
 				t.Errorf("unexpected Services: %v", set.Services)
+			}
+		})
+	}
+}
+
+// TestComponents takes each component away, and takes that for pods in where it is not.
+func TestComponents(t *testing.T) {
+	s := schemaOf(t)
+	for _, c := range []struct {
+		name, dir string
+		node      Node
+		edits     []string // old and new
+	}{
+		{"without the fallback", ".", namingPods(kubeadm), []string{"  - components/fallback\n", ""}},
+		{"without pods", ".", following(kubeadm, "kube-dns"), []string{"  - components/pods\n", ""}},
+		{"without both", ".", kubeadm, []string{"  - components/fallback\n", "", "  - components/pods\n", "", "\ncomponents:\n", "\ncomponents: []\n"}},
+		{"with access by the cluster's rules", ".", reviewing(namingPods(following(kubeadm, "kube-dns"))), []string{"  - components/pods\n", "  - components/pods\n  - components/diag-access\n"}},
+		{"add-on with access by the cluster's rules", "overlays/service-ip", reviewing(kubeadm), []string{"resources:\n", "components:\n  - ../../components/diag-access\nresources:\n"}},
+		{"add-on with pods", "overlays/service-ip", namingPods(kubeadm), []string{"resources:\n", "components:\n  - ../../components/pods\nresources:\n"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tree := load(t)
+			file := path.Join(c.dir, "kustomization.yaml")
+			for i := 0; i < len(c.edits); i += 2 {
+				rewrite(t, tree, file, c.edits[i], c.edits[i+1])
+			}
+			objects, errs := judge(tree, s, c.dir)
+			for _, err := range errs {
+				t.Error(err)
+			}
+			set, err := NewSet(objects)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := Policy(set, c.node); err != nil {
+				t.Error(err)
 			}
 		})
 	}

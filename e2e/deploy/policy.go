@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,10 +28,12 @@ type Set struct {
 	Accounts   map[string]*core.ServiceAccount
 	Roles      []*rbac.Role
 	Bindings   []*rbac.RoleBinding
+	// Those for the whole cluster, of which only the pods are.
+	ClusterRoles    []*rbac.ClusterRole
+	ClusterBindings []*rbac.ClusterRoleBinding
 }
 
-// NewSet sorts decoded objects. A kind that has no place in a Set is an error: the cache needs no rights
-// outside its namespace, and nothing else there.
+// NewSet sorts decoded objects. A kind that has no place in a Set is an error: the cache needs nothing else.
 func NewSet(objects []runtime.Object) (Set, error) {
 	s := Set{ConfigMaps: map[string]*core.ConfigMap{}, Services: map[string]*core.Service{}, Accounts: map[string]*core.ServiceAccount{}}
 	var errs []error
@@ -59,6 +60,10 @@ func NewSet(objects []runtime.Object) (Set, error) {
 		case *rbac.RoleBinding:
 			s.Bindings = append(s.Bindings, o)
 			errs = append(errs, inNamespace(o.Namespace, o.Name))
+		case *rbac.ClusterRole:
+			s.ClusterRoles = append(s.ClusterRoles, o)
+		case *rbac.ClusterRoleBinding:
+			s.ClusterBindings = append(s.ClusterBindings, o)
 		default:
 			errs = append(errs, fmt.Errorf("%T has no place in deploy/", obj))
 		}
@@ -85,6 +90,10 @@ type Node struct {
 	Lock      bool
 	// Follows is the Service whose endpoints are the fallback, NAMESPACE/NAME; "" for none.
 	Follows string
+	// NamesPods is true to the component pods.
+	NamesPods bool
+	// ReviewsAccess is true to the component diag-access.
+	ReviewsAccess bool
 }
 
 // Policy checks what this project demands of the DaemonSet of the cache and of what it refers to.
@@ -133,7 +142,7 @@ func Policy(s Set, n Node) error {
 		}
 	}
 
-	errs = append(errs, security(p, c, n), account(s, p, n), rights(s, p, n), memory(c), mounts(s, p, c, n), services(s))
+	errs = append(errs, security(p, c, n), account(s, p, n), rights(s, p, n), podRights(s, p, n), memory(c), mounts(s, p, c, n), services(s))
 	corefile, err := mountedCorefile(s, p, c)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
@@ -179,10 +188,12 @@ func account(s Set, p *core.PodSpec, n Node) error {
 	var errs []error
 	token := p.AutomountServiceAccountToken == nil || *p.AutomountServiceAccountToken
 	switch {
-	case token && n.Follows == "":
+	case token && n.Follows == "" && !n.NamesPods && !n.ReviewsAccess:
 		errs = append(errs, errors.New("a token of the API server is mounted, and nothing needs it"))
 	case !token && n.Follows != "":
 		errs = append(errs, fmt.Errorf("no token of the API server is mounted, and the fallback to %s needs it", n.Follows))
+	case !token && (n.NamesPods || n.ReviewsAccess):
+		errs = append(errs, errors.New("no token of the API server is mounted, and the diagnostics need it to name pods or to ask who may ask"))
 	}
 	account := s.Accounts[p.ServiceAccountName]
 	if account == nil {
@@ -190,48 +201,6 @@ func account(s Set, p *core.PodSpec, n Node) error {
 	}
 	if account.AutomountServiceAccountToken == nil || *account.AutomountServiceAccountToken {
 		errs = append(errs, fmt.Errorf("service account %s mounts its token in every pod that names it", account.Name))
-	}
-	return errors.Join(errs...)
-}
-
-// rights wants list and watch of EndpointSlices for the account of the pods where the fallback follows a Service,
-// and nothing more.
-func rights(s Set, p *core.PodSpec, n Node) error {
-	var errs []error
-	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	c := &p.Containers[0]
-	endpoints := ""
-	for _, e := range c.Env {
-		if e.Name == "KUBE_DNS_ENDPOINTS" {
-			endpoints = e.Value
-		}
-	}
-	if endpoints != n.Follows {
-		fail("KUBE_DNS_ENDPOINTS is %q, want %q", endpoints, n.Follows)
-	}
-	if n.Follows == "" {
-		if len(s.Roles)+len(s.Bindings) > 0 {
-			fail("%d Roles and %d RoleBindings, and nothing needs them", len(s.Roles), len(s.Bindings))
-		}
-		return errors.Join(errs...)
-	}
-	if namespace, _, _ := strings.Cut(n.Follows, "/"); namespace != Namespace {
-		fail("the fallback follows %s, and the Role is for %s", n.Follows, Namespace)
-	}
-	if len(s.Roles) != 1 || len(s.Bindings) != 1 {
-		fail("%d Roles and %d RoleBindings, want one each", len(s.Roles), len(s.Bindings))
-		return errors.Join(errs...)
-	}
-	want := []rbac.PolicyRule{{APIGroups: []string{"discovery.k8s.io"}, Resources: []string{"endpointslices"}, Verbs: []string{"list", "watch"}}}
-	if got := s.Roles[0].Rules; !reflect.DeepEqual(got, want) {
-		fail("the rights are %+v, want list and watch of endpointslices", got)
-	}
-	b := s.Bindings[0]
-	if b.RoleRef.Kind != "Role" || b.RoleRef.Name != s.Roles[0].Name {
-		fail("the RoleBinding is to %s %s, want Role %s", b.RoleRef.Kind, b.RoleRef.Name, s.Roles[0].Name)
-	}
-	if len(b.Subjects) != 1 || b.Subjects[0].Kind != "ServiceAccount" || b.Subjects[0].Name != p.ServiceAccountName || b.Subjects[0].Namespace != Namespace {
-		fail("the RoleBinding is for %+v, want service account %s alone", b.Subjects, p.ServiceAccountName)
 	}
 	return errors.Join(errs...)
 }

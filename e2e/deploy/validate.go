@@ -54,6 +54,10 @@ func Validate(obj runtime.Object) error {
 		errs = corevalidation.ValidateServiceAccount(o)
 	case *rbac.Role:
 		errs = rbacvalidation.ValidateRole(o)
+	case *rbac.ClusterRole:
+		errs = rbacvalidation.ValidateClusterRole(o, rbacvalidation.ClusterRoleValidationOptions{})
+	case *rbac.ClusterRoleBinding:
+		errs = rbacvalidation.ValidateClusterRoleBinding(o)
 	case *rbac.RoleBinding:
 		errs = rbacvalidation.ValidateRoleBinding(o)
 	default:

@@ -171,4 +171,6 @@ func TestNftables(t *testing.T) {
 	l.startClients(ctx, t)
 	t.Run("resolve", func(t *testing.T) { l.testResolve(ctx, t) })
 	t.Run("node", func(t *testing.T) { l.testNode(ctx, t) })
+	t.Run("all nodes", func(t *testing.T) { l.testAllNodes(ctx, t) })
+	t.Run("pods", func(t *testing.T) { l.testPods(ctx, t) })
 }

@@ -23,6 +23,7 @@ const (
 	stageHold    = "localcache-e2e:hold"    // hold sockets: args are networks and addresses by turns
 	stageWithout = "localcache-e2e:without" // args: capability numbers with commas, program, its arguments
 	stageNoRun   = "localcache-e2e:no-run"  // run a program where /run is empty and read-only
+	stageStub    = "localcache-e2e:stub"    // Go's stub resolver, for each name on standard input
 )
 
 // runStage does what the process was started for and does not return; in the test process itself it
@@ -36,6 +37,8 @@ func runStage() {
 		err = runWithout(os.Args[1], os.Args[2:])
 	case stageNoRun:
 		err = runReadOnly(os.Args[1:])
+	case stageStub:
+		err = resolveLines(os.Stdin, os.Stdout)
 	default:
 		return
 	}
