@@ -102,7 +102,7 @@ type server struct {
 	source *corefile.Source
 	reload chan struct{} // a reload is wanted; one waiting is enough
 
-	skipped sync.Map // lines of blocks without a place for fastpath, that were named
+	skipped sync.Map // file:line of blocks without a place for fastpath, that were named
 }
 
 func (s *server) run(stdout io.Writer) error {
@@ -293,7 +293,7 @@ func (s *server) load(serverType string) (caddy.Input, error) {
 		content, skipped = corefile.AddDirective(content, word)
 		for _, line := range skipped {
 			// At each look of the reload directive this would be said again.
-			if _, said := s.skipped.LoadOrStore(line, true); !said {
+			if _, said := s.skipped.LoadOrStore(fmt.Sprint(name, ":", line), true); !said {
 				s.log.Infof("%s:%d: %s is not added to this block: its first directive has to stand on a line of its own, within braces", name, line, word)
 			}
 		}

@@ -77,3 +77,25 @@ func Drops(c *net.UDPConn) (uint32, error) {
 	})
 	return info[8], errors.Join(err, os.NewSyscallError("SO_MEMINFO", sysErr))
 }
+
+// Probe tells whether recvmmsg and sendmmsg may be used here: a seccomp profile can forbid them, and then every read
+// would fail. It reads and sends nothing.
+func Probe(c *net.UDPConn) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	err = raw.Control(func(fd uintptr) {
+		for _, call := range []struct {
+			name   string
+			number uintptr
+		}{{"recvmmsg", unix.SYS_RECVMMSG}, {"sendmmsg", unix.SYS_SENDMMSG}} {
+			// Of no message at all.
+			if _, _, errno := unix.Syscall6(call.number, fd, 0, 0, unix.MSG_DONTWAIT, 0, 0); errno != 0 && errno != unix.EAGAIN {
+				errs = append(errs, os.NewSyscallError(call.name, errno))
+			}
+		}
+	})
+	return errors.Join(append(errs, err)...)
+}

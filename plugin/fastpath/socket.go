@@ -77,7 +77,10 @@ func newSocket(in *instance, s *dnsserver.Server, udp *net.UDPConn, sh *shared, 
 		slab:  make([]byte, 0, batchSize*wire.MaxAnswer/4),
 		count: newCounter(p.metrics, sh.classes, s.Address()),
 	}
-	var err error
+	err := udpbatch.Probe(udp)
+	if err != nil {
+		return nil, err
+	}
 	k.in, err = udpbatch.NewReader(udp, udpbatch.Options{
 		Batch: batchSize, Size: querySize, Local: udpbatch.Wildcard(udp), Timestamps: k.queries != nil,
 	})
