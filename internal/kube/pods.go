@@ -135,9 +135,26 @@ func decodePod(raw []byte) (objectMeta, Pod, error) {
 	return objectMeta{Namespace: m.Namespace, Name: m.Name, ResourceVersion: m.ResourceVersion}, p, nil
 }
 
-// workloadOf names the controller of a pod. That of a Deployment is a ReplicaSet, whose name is the
-// Deployment's and the hash that is also a label of the pod.
+// The longest kind and name that an object of Kubernetes itself can have (RFC 1035 labels, RFC 1123 subdomains).
+const (
+	maxKind = 63
+	maxName = 253
+)
+
+// workloadOf names the controller of a pod, if it has a name that an object can have: the API server takes any text of
+// any length here from whoever may make pods, and it would be kept for each and shown in terminals.
 func workloadOf(m objectMeta) Workload {
+	w := ownerOf(m)
+	odd := func(r rune) bool { return r <= ' ' || r > '~' }
+	if len(w.Kind) > maxKind || len(w.Name) > maxName || strings.ContainsFunc(w.Kind, odd) || strings.ContainsFunc(w.Name, odd) {
+		return Workload{}
+	}
+	return Workload{strings.Clone(w.Kind), strings.Clone(w.Name)}
+}
+
+// ownerOf is what a pod says of its controller. That of a Deployment is a ReplicaSet, whose name is the
+// Deployment's and the hash that is also a label of the pod.
+func ownerOf(m objectMeta) Workload {
 	for _, o := range m.OwnerReferences {
 		if o.Controller == nil || !*o.Controller {
 			continue

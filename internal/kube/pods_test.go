@@ -1,10 +1,12 @@
 package kube
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -104,5 +106,34 @@ func TestPods(t *testing.T) {
 	})
 	if now, _ := w.Pods(); &now[0] != &was[0] || len(w.Changed()) != 0 {
 		t.Error("a change of nothing that is kept is a change of Pods")
+	}
+}
+
+// What a pod says of its owner is anybody's text: it is kept only if an object can have that name.
+func TestOwnersAreBounded(t *testing.T) {
+	for _, owner := range []struct {
+		kind, name string
+		want       Workload
+	}{
+		{"StatefulSet", "db", Workload{"StatefulSet", "db"}},
+		{"StatefulSet", strings.Repeat("a", 253), Workload{"StatefulSet", strings.Repeat("a", 253)}},
+		{"StatefulSet", strings.Repeat("a", 254), Workload{}},
+		{"Evil", strings.Repeat("x", 1<<20), Workload{}},
+		{strings.Repeat("K", 64), "db", Workload{}},
+		{"Evil", "a\u009b31m", Workload{}},
+		{"Evil", "a\x7fb", Workload{}},
+		{"Evil", "a b", Workload{}},
+	} {
+		raw, err := json.Marshal(map[string]any{"metadata": map[string]any{
+			"namespace": "shop", "name": "web-1", "uid": "u1",
+			"ownerReferences": []any{map[string]any{"kind": owner.kind, "name": owner.name, "controller": true}},
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, p, err := decodePod(raw)
+		if err != nil || p.Workload != owner.want {
+			t.Errorf("%.20q %.20q: %.40q, %v", owner.kind, owner.name, p.Workload, err)
+		}
 	}
 }

@@ -40,8 +40,9 @@ func (sh *shard) heir(asked *client, t int64) *client {
 // known is for how many milliseconds the client has been here; where it is so long that it makes no difference, longer
 // than any question is remembered.
 func (c *client) known(now uint32) int32 {
-	if n := since(now, milliseconds(c.first)); n >= 0 && n < forgetAfter {
-		return n
+	// The first question of a client came before c.first, which may be when it was answered.
+	if n := since(now, milliseconds(c.first)); n > -forgetAfter && n < forgetAfter {
+		return max(n, 0)
 	}
 	return math.MaxInt32
 }

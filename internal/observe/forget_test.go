@@ -119,6 +119,7 @@ func TestForgetQuestions(t *testing.T) {
 			}
 			again := one(1, time.Second+resolver.after)
 			again.Client, again.ID = netip.AddrPortFrom(podAddr(1), resolver.port), resolver.id
+			again.Duration = 2500 * time.Microsecond // the client is seen first when it has its answer
 			s.Record(&again)
 			v := s.Snapshot(epoch.Add(time.Minute))
 			got := v.Total[SinceStart].Retransmitted()

@@ -107,7 +107,7 @@ func (t *Table) Next(list []Pod, node []netip.Addr, now time.Time) (*Table, []Tu
 				if f.until.After(h.since) {
 					h.since = f.until
 				}
-				if !moved && f.until.After(p.Started) && !p.Started.IsZero() { // whose that was cannot be known
+				if !moved && f.pod.UID != p.UID && f.until.After(p.Started) && !p.Started.IsZero() { // whose that was cannot be known
 					f.until = p.Started
 				}
 			}

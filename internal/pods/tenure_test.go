@@ -194,3 +194,14 @@ func BenchmarkTurn(b *testing.B) {
 		d.Turn(list, nil, at(1), func(netip.Addr, time.Time) {})
 	}
 }
+
+// TestTenureAgain: a pod whose address is gone for a moment keeps what it asked before.
+func TestTenureAgain(t *testing.T) {
+	const a = "10.244.1.5"
+	h := &history{t: t}
+	h.turn(10, []Pod{pod("one", "u1", 1, a)}, a+" 1")
+	h.turn(20, []Pod{pod("one", "u1", 1)}, a+" 20")
+	h.turn(30, []Pod{pod("one", "u1", 1, a)}, a+" 20")
+	h.is(a, 5, "u1")
+	h.is(a, 31, "u1")
+}

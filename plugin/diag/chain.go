@@ -3,6 +3,7 @@ package diag
 import (
 	"context"
 	"reflect"
+	"strings"
 	"sync"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"github.com/coredns/coredns/plugin"
 	"github.com/miekg/dns"
 
+	"localcache.dev/localcache/internal/cacheitem"
 	"localcache.dev/localcache/internal/observe"
 )
 
@@ -42,13 +44,14 @@ func markBefore(next plugin.Handler) plugin.Handler {
 	if !isCache(next) {
 		return next
 	}
-	return &before{next: next, staleTTL: staleTTL(next)}
+	return &before{next: next, staleTTL: staleTTL(next), items: itemsOf(next)}
 }
 
 // before stands directly before a cache: what is written to it, cache wrote.
 type before struct {
 	next     plugin.Handler
 	staleTTL func() uint32
+	items    func() *cacheitem.Items // nil where cache cannot be looked into
 }
 
 // Name implements plugin.Handler.
@@ -61,20 +64,21 @@ func (b *before) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg)
 		return b.next.ServeDNS(ctx, w, r)
 	}
 	rec.came = true
-	rec.cacheWriter = cacheWriter{ResponseWriter: w, rec: rec, before: b}
+	rec.cacheWriter = cacheWriter{ResponseWriter: w, rec: rec, before: b, request: r}
 	return b.next.ServeDNS(ctx, &rec.cacheWriter, r)
 }
 
 // cacheWriter sees a reply as cache wrote it.
 type cacheWriter struct {
 	dns.ResponseWriter
-	rec    *record
-	before *before
+	rec     *record
+	before  *before
+	request *dns.Msg
 }
 
 // WriteMsg implements dns.ResponseWriter.
 func (w *cacheWriter) WriteMsg(m *dns.Msg) error {
-	w.rec.fromCache(m, w.before.staleTTL())
+	w.rec.fromCache(m, w.stale)
 	return w.ResponseWriter.WriteMsg(m)
 }
 
@@ -116,9 +120,30 @@ func (w *refreshWriter) WriteMsg(m *dns.Msg) error {
 
 func useful(rcode int) bool { return rcode == dns.RcodeSuccess || rcode == dns.RcodeNameError }
 
-// expired tells whether a reply that cache gave from its memory was past its TTL. Cache gives all records of a reply the
-// same TTL: what is left of it, which is never 0 where the answer is not stale, or else 0 or the TTL that serve_stale
-// was given. A fresh answer with just that TTL left is taken for a stale one.
+// stale tells whether a reply that cache gave from its memory was past its TTL. A fresh answer can have just the TTL of
+// stale ones left, as it has for a second where both are 30: then cache is asked what it has.
+func (w *cacheWriter) stale(m *dns.Msg) bool {
+	ttl := w.before.staleTTL()
+	if !expired(m, ttl) || ttl == 0 {
+		return expired(m, ttl)
+	}
+	items := w.before.items()
+	if items == nil || !items.Dated() || len(w.request.Question) != 1 {
+		return true
+	}
+	q, opt, now := &w.request.Question[0], w.request.IsEdns0(), time.Now()
+	key := cacheitem.Key(strings.ToLower(q.Name), q.Qtype, q.Qclass, opt != nil && opt.Do(), w.request.CheckingDisabled)
+	for _, denial := range []bool{false, true} {
+		if i, ok := items.Find(denial, key); ok && i.Left(now) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// expired tells whether a reply that cache gave from its memory has the TTL of stale ones. Cache gives all records of a
+// reply the same TTL: what is left of it, which is never 0 where the answer is not stale, or else 0 or the TTL that
+// serve_stale was given.
 func expired(m *dns.Msg, staleTTL uint32) bool {
 	if !useful(m.Rcode) {
 		return false
@@ -131,6 +156,17 @@ func expired(m *dns.Msg, staleTTL uint32) bool {
 		}
 	}
 	return false
+}
+
+// itemsOf looks into a cache once, when it is first needed.
+func itemsOf(h plugin.Handler) func() *cacheitem.Items {
+	return sync.OnceValue(func() *cacheitem.Items {
+		items, err := cacheitem.Open(h)
+		if err != nil {
+			return nil
+		}
+		return items
+	})
 }
 
 // staleTTL reads the unexported option of cache, which another plugin's handler may embed, once: when a reply is

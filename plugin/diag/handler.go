@@ -149,7 +149,7 @@ func (rec *record) end(rcode int) {
 }
 
 // fromCache looks at a reply that cache writes. One that has just come from behind is none of its own.
-func (rec *record) fromCache(m *dns.Msg, staleTTL uint32) {
+func (rec *record) fromCache(m *dns.Msg, stale func(*dns.Msg) bool) {
 	if rec.known || m == nil {
 		return
 	}
@@ -157,7 +157,7 @@ func (rec *record) fromCache(m *dns.Msg, staleTTL uint32) {
 	case missed && useful(m.Rcode) && !rec.refreshed.Load():
 		rec.known, rec.source = true, observe.FromStale // nothing came that it could be
 	case missed:
-	case expired(m, staleTTL):
+	case stale(m):
 		rec.known, rec.source = true, observe.FromStale
 	default:
 		rec.known, rec.source = true, observe.FromCache

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/plugin"
@@ -103,12 +104,14 @@ func (p *Plugin) listen(wish []endpoint) {
 	if !slices.ContainsFunc(wish, func(e endpoint) bool { return e.access == accessKubernetes }) {
 		p.forgetKubernetes() // first: requests are waited for, and they may wait for it
 	}
+	var closing sync.WaitGroup // together: each may wait for who reads slowly
 	for e, l := range p.listening {
 		if !keep[e] {
-			l.Close()
+			closing.Go(l.Close)
 			delete(p.listening, e)
 		}
 	}
+	closing.Wait()
 	for _, e := range wish {
 		if p.listening[e] != nil {
 			continue

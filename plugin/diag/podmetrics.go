@@ -56,7 +56,7 @@ type place struct {
 	namespace, name string
 	since           time.Time // counted from then on
 	own             observe.Counts
-	clients         map[string]history // by address
+	clients, last   map[string]history // by address, of this collection and the one before
 }
 
 // history is what the last collection saw of a client.
@@ -74,7 +74,9 @@ func (s *podSeries) update(v *observe.QueriesSnapshot, table *pods.Table, most i
 	for key, p := range s.places {
 		if !p.stays(key, table) {
 			s.leave(key)
+			continue
 		}
+		p.last, p.clients = p.clients, map[string]history{}
 	}
 	waiting := map[string]*place{}
 	for i := range v.Clients {
@@ -84,8 +86,7 @@ func (s *podSeries) update(v *observe.QueriesSnapshot, table *pods.Table, most i
 			continue
 		}
 		p := s.places[key]
-		newcomer := p == nil
-		if newcomer {
+		if p == nil {
 			if p = waiting[key]; p == nil {
 				p = &place{namespace: pod.Namespace, name: pod.Name, since: c.FirstSeen, clients: map[string]history{}}
 				waiting[key] = p
@@ -94,7 +95,7 @@ func (s *podSeries) update(v *observe.QueriesSnapshot, table *pods.Table, most i
 				p.since = c.FirstSeen
 			}
 		}
-		p.add(c, newcomer && !c.FirstSeen.After(s.before))
+		p.add(c, s.before)
 	}
 	s.admit(waiting, most)
 	s.before = now
@@ -127,12 +128,13 @@ func (p *place) stays(key string, table *pods.Table) bool {
 	return ok && pod.UID == key
 }
 
-// add counts what is new of a client. What was counted elsewhere is not.
-func (p *place) add(c *observe.ClientSnapshot, elsewhere bool) {
+// add counts what is new of a client. What was counted elsewhere at the collection before is not: an address may come to
+// a pod or to the host that has a place already.
+func (p *place) add(c *observe.ClientSnapshot, before time.Time) {
 	now := &c.Windows[observe.SinceStart]
-	h, known := p.clients[c.Client]
+	h, known := p.last[c.Client]
 	switch d, ok := less(now, &h.seen); {
-	case elsewhere:
+	case !known && !c.FirstSeen.After(before):
 	case known && ok && h.first.Equal(c.FirstSeen):
 		p.own.Add(&d)
 	default: // the client was forgotten meanwhile, and began anew

@@ -192,6 +192,36 @@ func TestPodMetricsHost(t *testing.T) {
 	n.want("they ask", map[string]uint64{"/~other": 7, "/host": 1, "shop/web-1": 3})
 }
 
+// TestPodMetricsComing: an address that comes to somebody who has a place, as those of a new interface come to the host,
+// brings nothing along that was counted before; nor does one that was away.
+func TestPodMetricsComing(t *testing.T) {
+	n := newNode(t, 10)
+	own := func(addresses ...int) {
+		var ips []netip.Addr
+		for _, i := range addresses {
+			ips = append(ips, addrOf(i))
+		}
+		n.directory.Store(pods.NewTable([]pods.Pod{{Namespace: "kube-system", Name: "proxy", UID: "p", HostNetwork: true, IPs: ips}}))
+	}
+	own(5000)
+	n.want("the place is there", map[string]uint64{"/~other": 0})
+	n.asks(5000, 10)
+	n.asks(5001, 1000)
+	n.want("the other address is not the host's", map[string]uint64{"/~other": 1000, "/host": 10})
+	own(5000, 5001)
+	n.asks(5001, 1)
+	n.want("now it is", map[string]uint64{"/~other": 1001, "/host": 10})
+	n.asks(5001, 3)
+	n.want("and asks", map[string]uint64{"/~other": 1001, "/host": 13})
+	own(5000)
+	n.asks(5001, 100)
+	n.want("it goes away", map[string]uint64{"/~other": 1101, "/host": 13})
+	own(5000, 5001)
+	n.want("and comes back", map[string]uint64{"/~other": 1101, "/host": 13})
+	n.asks(5001, 2)
+	n.want("and asks again", map[string]uint64{"/~other": 1101, "/host": 15})
+}
+
 // TestPodMetricsLife: series go with their pod, another one inherits neither its place nor its history, and nothing ever
 // falls but a series that ends.
 func TestPodMetricsLife(t *testing.T) {

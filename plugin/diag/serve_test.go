@@ -352,6 +352,7 @@ func TestStale(t *testing.T) {
 		mode, fresh string
 	}{
 		{"serve_stale 1h", "map[stale:1] map[noerror:1]"},
+		{"serve_stale 1h immediate 30s", "map[stale:1] map[noerror:1]"},
 		{"serve_stale 1h verify", "map[upstream:1] map[noerror:1]"},
 		{"serve_stale 1h verify\nservfail 0", "map[upstream:1] map[noerror:1]"},
 	} {
@@ -376,6 +377,24 @@ func TestStale(t *testing.T) {
 				t.Errorf("with the upstream back: got %v, want %v", got, tt.fresh)
 			}
 		})
+	}
+}
+
+// TestFreshWithTheTTLOfStaleOnes: an answer that has just as much left as stale ones are given is not stale.
+func TestFreshWithTheTTLOfStaleOnes(t *testing.T) {
+	for _, name := range []string{"www.example.org.", "WWW.example.org."} {
+		_, port := serve(t, "diag\ncache {\nsuccess 100 30 30\nserve_stale 1h verify 1s 30s 30s\n}\ntestanswer")
+		ask(t, "udp", port, name)
+		before := total()
+		exact := 0
+		for range 3 {
+			if m := ask(t, "udp", port, name); len(m.Answer) == 1 && m.Answer[0].Header().Ttl == 30 {
+				exact++
+			}
+		}
+		if got := since(t, before, 3).String(); got != "map[cache:3] map[noerror:3]" {
+			t.Errorf("got %v, %d of the answers with a TTL of 30", got, exact)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"localcache.dev/localcache/internal/cacheitem"
 	"localcache.dev/localcache/internal/replay"
 )
 
@@ -102,5 +103,5 @@ func (x *exchange) credit() {
 // cacheKey is what cache has the question under.
 func (x *exchange) cacheKey() uint64 {
 	q := &x.req.Question[0]
-	return cacheKey(strings.ToLower(q.Name), q.Qtype, q.Qclass, x.own.query.DO(), x.req.CheckingDisabled)
+	return cacheitem.Key(strings.ToLower(q.Name), q.Qtype, q.Qclass, x.own.query.DO(), x.req.CheckingDisabled)
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -16,6 +15,8 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin/cache"
 	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/cacheitem"
 )
 
 // twins are two instances of one Corefile, of which the fast path has adopted the first one's socket only, by a clock
@@ -131,19 +132,19 @@ func (p *Plugin) inFlight() int {
 func (w *twins) refreshing(i int, q *dns.Msg) []*atomic.Bool {
 	w.Helper()
 	do := q.IsEdns0() != nil && q.IsEdns0().Do()
-	k := cacheKey(q.Question[0].Name, q.Question[0].Qtype, q.Question[0].Qclass, do, q.CheckingDisabled)
+	k := cacheitem.Key(q.Question[0].Name, q.Question[0].Qtype, q.Question[0].Qclass, do, q.CheckingDisabled)
+	items, err := cacheitem.Open(w.caches[i])
+	if err != nil {
+		w.Fatal(err)
+	}
+	mark, err := cacheitem.FieldOf[atomic.Bool](items, "refreshing")
+	if err != nil {
+		w.Fatal(err)
+	}
 	var marks []*atomic.Bool
-	for _, store := range []string{"pcache", "ncache"} {
-		get, err := getter(w.caches[i], store)
-		if err != nil {
-			w.Fatal(err)
-		}
-		if out := get.Call([]reflect.Value{reflect.ValueOf(k)}); out[1].Bool() {
-			mark, err := field[atomic.Bool](out[0].Interface(), "refreshing")
-			if err != nil {
-				w.Fatal(err)
-			}
-			marks = append(marks, mark)
+	for _, denial := range []bool{false, true} {
+		if it, ok := items.Find(denial, k); ok {
+			marks = append(marks, cacheitem.Pointer[atomic.Bool](&it, mark))
 		}
 	}
 	return marks
@@ -370,7 +371,7 @@ func TestItemIsTheChains(t *testing.T) {
 		w.clients[1].exchange(q)
 		do := q.IsEdns0() != nil
 		denial := q.Question[0].Qtype != dns.TypeA
-		k := cacheKey(q.Question[0].Name, q.Question[0].Qtype, dns.ClassINET, do, q.CheckingDisabled)
+		k := cacheitem.Key(q.Question[0].Name, q.Question[0].Qtype, dns.ClassINET, do, q.CheckingDisabled)
 		found, ok := it.find(denial, k)
 		if !ok || found.ttl != 60 || found.stored != clock(w.now()) || found.freq.Hits() != 0 {
 			t.Fatalf("%s: %+v, %t", q.Question[0].String(), found, ok)
