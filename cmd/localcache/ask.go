@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -33,8 +34,14 @@ type asking struct {
 	watch                  bool
 	interval               time.Duration
 
+	rest     []string // the arguments that are no flags
+	nameless bool     // no clients are shown
+	// What notes has told.
+	told          []string
+	toldAddresses bool
+
 	remote *api.Remote
-	nodes  fleet // with -all-nodes
+	nodes  fleet // with --all-nodes
 }
 
 var outputs = []string{"table", "wide", "json", "yaml"}
@@ -56,7 +63,7 @@ func newConnecting(name string, stdout, stderr io.Writer) *asking {
 	}
 	a.flags.StringVar(&a.socket, "socket", socket, "ask the cache of this node at this unix `path`; "+socketVariable+" sets another default")
 	a.flags.StringVar(&a.url, "url", "", "ask the cache at this `URL` instead, such as http://10.0.0.1:9257")
-	a.flags.StringVar(&a.tokenFile, "token-file", "", "`file` with the token for -url or -all-nodes")
+	a.flags.StringVar(&a.tokenFile, "token-file", "", "`file` with the token for --url or --all-nodes")
 	a.nodes.declare(a.flags)
 	return a
 }
@@ -64,7 +71,7 @@ func newConnecting(name string, stdout, stderr io.Writer) *asking {
 // watchable declares the flags of what can be shown again and again.
 func (a *asking) watchable() {
 	a.flags.BoolVar(&a.watch, "watch", false, "show it again until interrupted")
-	a.flags.DurationVar(&a.interval, "interval", 2*time.Second, "`time` between two looks with -watch, at least 200ms")
+	a.flags.DurationVar(&a.interval, "interval", 2*time.Second, "`time` between two looks with --watch, at least 200ms")
 }
 
 // parse reads flags and arguments, which may be mixed as with kubectl. ok is false where the subcommand is to end
@@ -92,9 +99,9 @@ func (a *asking) parse(args []string, most int, help func(io.Writer)) (rest []st
 	case !slices.Contains(outputs, a.output):
 		return nil, a.usage(fmt.Sprintf("-o %q: accepted are %s", a.output, strings.Join(outputs, ", "))), false
 	case a.watch && a.interval < 200*time.Millisecond:
-		return nil, a.usage(fmt.Sprintf("-interval %v: at least 200ms", a.interval)), false
+		return nil, a.usage(fmt.Sprintf("--interval %v: at least 200ms", a.interval)), false
 	case a.tokenFile != "" && a.url == "" && !a.nodes.on:
-		return nil, a.usage("-token-file is for -url and -all-nodes: the socket needs no token"), false
+		return nil, a.usage("--token-file is for --url and --all-nodes: the socket needs no token"), false
 	}
 	given := map[string]bool{}
 	a.flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
@@ -106,7 +113,7 @@ func (a *asking) parse(args []string, most int, help func(io.Writer)) (rest []st
 	if err != nil {
 		return nil, a.usage(err.Error()), false
 	}
-	a.remote = remote
+	a.remote, a.rest = remote, rest
 	return rest, exitOK, true
 }
 
@@ -117,11 +124,18 @@ func (a *asking) usage(message string) int {
 
 // fail tells what went wrong, and what to do about it.
 func (a *asking) fail(err error) int {
-	fmt.Fprintf(a.stderr, "localcache %s: %s\n", a.flags.Name(), printable(err.Error()))
 	var unreachable *api.Unreachable
 	var refused *api.Error
 	var cluster *clusterError
+	var unknown *unknownClient
+	text := err.Error()
+	if errors.As(err, &refused) && refused.Reason == "Unauthorized" {
+		text = refused.Message // its hint is for those who send requests themselves
+	}
+	fmt.Fprintf(a.stderr, "localcache %s: %s\n", a.flags.Name(), printable(text))
 	switch {
+	case errors.As(err, &unknown):
+		fmt.Fprintln(a.stderr, unknown.hint)
 	case errors.As(err, &cluster):
 		if cluster.hint != "" {
 			fmt.Fprintln(a.stderr, cluster.hint)
@@ -132,16 +146,56 @@ func (a *asking) fail(err error) int {
 	case errors.As(err, &unreachable) && a.url != "":
 		fmt.Fprintf(a.stderr, "The Corefile's 'diag { listen ADDRESS }' says where the cache listens.\n")
 	case errors.Is(err, os.ErrPermission):
-		fmt.Fprintf(a.stderr, "Only the cache's own user may ask there, which mostly is root: try sudo, or -url with a token.\n")
+		fmt.Fprintf(a.stderr, "Only the cache's own user may ask there, which mostly is root: try sudo, or --url with a token.\n")
 	case errors.As(err, &unreachable):
-		fmt.Fprintf(a.stderr, "Is the cache running here, with 'diag' in its Corefile? On a Kubernetes node ask in its pod:\n  kubectl -n kube-system exec POD -- /localcache %s\nElse name its socket by -socket, or its address by -url, or ask those of all nodes through kubectl by -all-nodes.\n", a.flags.Name())
+		fmt.Fprintf(a.stderr, "Is the cache running here, with 'diag' in its Corefile? On a Kubernetes node ask in its pod:\n  kubectl -n kube-system exec POD -- /localcache %s\nElse name its socket by --socket, or its address by --url, or ask those of all nodes through kubectl by --all-nodes.\n", a.again())
 	case errors.As(err, &refused) && refused.Reason == "Unauthorized":
-		fmt.Fprintf(a.stderr, "-token-file names the file with the token, the same as in 'access token FILE' of the Corefile.\n")
+		fmt.Fprintf(a.stderr, "--token-file names the file with the token: that of 'access token FILE' in the Corefile, or with 'access kubernetes' one with what 'kubectl create token' prints.\n")
 	}
 	return exitFailed
 }
 
-// document asks for a path and returns the answer as it is, and decoded into v. With -all-nodes it is that of all nodes
+// again is the subcommand with the arguments that it has, but for those that say which cache is asked.
+func (a *asking) again() string {
+	words := append([]string{a.flags.Name()}, a.rest...)
+	a.flags.Visit(func(f *flag.Flag) {
+		b, ok := f.Value.(interface{ IsBoolFlag() bool })
+		switch {
+		case f.Name == "socket" || f.Name == "url" || f.Name == "token-file":
+		case ok && b.IsBoolFlag():
+			words = append(words, dashed(f.Name))
+		default:
+			words = append(words, dashed(f.Name), f.Value.String())
+		}
+	})
+	for i, w := range words {
+		if w == "" || strings.ContainsFunc(w, func(r rune) bool { return !plainInShell(r) }) {
+			words[i] = "'" + strings.ReplaceAll(printable(w), "'", `'\''`) + "'"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+func plainInShell(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:,+@%=", r)
+}
+
+// accepted looks at the values of flags before anybody is asked, as the cache would: values are by the flag's name, parameters
+// have other names where renamed says so. The status is that of a wrong one.
+func (a *asking) accepted(path string, values, renamed map[string]string) (status int, ok bool) {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		parameter := name
+		if r := renamed[name]; r != "" {
+			parameter = r
+		}
+		if err := api.CheckParameter(path, parameter, values[name]); err != nil {
+			return a.usage(fmt.Sprintf("%s %q: %v", dashed(name), values[name], err)), false
+		}
+	}
+	return exitOK, true
+}
+
+// document asks for a path and returns the answer as it is, and decoded into v. With --all-nodes it is that of all nodes
 // together.
 func (a *asking) document(ctx context.Context, path string, query url.Values, v any) ([]byte, error) {
 	if a.nodes.on {
@@ -168,7 +222,7 @@ func (a *asking) print(raw []byte) (done bool, err error) {
 		if err := encoder.Encode(json.RawMessage(raw)); err != nil {
 			return true, err
 		}
-		_, err := io.WriteString(a.stdout, indented.String())
+		_, err := a.stdout.Write(escape([]byte(indented.String())))
 		return true, err
 	case "yaml":
 		return true, writeYAML(a.stdout, raw)
@@ -179,14 +233,35 @@ func (a *asking) print(raw []byte) (done bool, err error) {
 // wide tells whether all columns are wanted.
 func (a *asking) wide() bool { return a.output == "wide" }
 
-// notes tells what people should know, apart from the table.
+// notes tells what people should know, apart from the table. That clients have no names is told once, and where clients
+// are shown; of the rest, with --watch, what is new, unless the screen is a new one.
 func (a *asking) notes(m *api.Metadata) {
+	var list []string
+	told := a.toldAddresses
 	for _, n := range m.Notes {
+		of, _, byAddress := strings.Cut(n, api.ByAddress)
+		switch {
+		case !byAddress:
+		case a.nameless || told:
+			continue
+		case a.flags.Name() == "top":
+			a.toldAddresses = true
+			n = of + api.ByAddress + ": 'localcache status' says why"
+		default:
+			a.toldAddresses = true
+		}
+		list = append(list, n)
+	}
+	if a.watch && !terminal(a.stdout) && slices.Equal(m.Notes, a.told) {
+		return
+	}
+	a.told = m.Notes
+	for _, n := range list {
 		fmt.Fprintf(a.stderr, "note: %s\n", printable(n))
 	}
 }
 
-// run shows once, or with -watch until a signal.
+// run shows once, or with --watch until a signal.
 func (a *asking) run(show func(ctx context.Context) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
@@ -220,9 +295,51 @@ func waitFor(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// printFlags writes the flags of a subcommand's help.
+// printFlags writes the flags of a subcommand's help: its own first.
 func printFlags(w io.Writer, a *asking) {
-	fmt.Fprint(w, "\nFlags:\n")
-	a.flags.SetOutput(w)
-	a.flags.PrintDefaults()
+	ofFleet := func(f *flag.Flag) bool { return slices.Contains(fleetFlags, f.Name) }
+	ofCache := func(f *flag.Flag) bool {
+		return slices.Contains([]string{"socket", "url", "token-file", "all-nodes"}, f.Name)
+	}
+	own := func(f *flag.Flag) bool { return !ofFleet(f) && !ofCache(f) }
+	some := false
+	a.flags.VisitAll(func(f *flag.Flag) { some = some || own(f) })
+	if some {
+		fmt.Fprint(w, "\nFlags:\n")
+		printDefaults(w, a.flags, own)
+	}
+	fmt.Fprint(w, "\nWhich cache is asked:\n")
+	printDefaults(w, a.flags, ofCache)
+	fmt.Fprint(w, "\nWith --all-nodes:\n")
+	printDefaults(w, a.flags, ofFleet)
+}
+
+// printDefaults writes those flags that which wants, as flag.PrintDefaults does but with two dashes, as people write them.
+// One is read too.
+func printDefaults(w io.Writer, flags *flag.FlagSet, which func(*flag.Flag) bool) {
+	flags.VisitAll(func(f *flag.Flag) {
+		if !which(f) {
+			return
+		}
+		value, text := flag.UnquoteUsage(f)
+		line := "  " + dashed(f.Name)
+		if value != "" {
+			line += " " + value
+		}
+		if !slices.Contains([]string{"", "0", "0s", "false"}, f.DefValue) {
+			text += fmt.Sprintf(" (default %s)", f.DefValue)
+		}
+		fmt.Fprintf(w, "%s\n    \t%s\n", line, text)
+	})
+}
+
+// every is for printDefaults.
+func every(*flag.Flag) bool { return true }
+
+// dashed is a flag as it is written.
+func dashed(name string) string {
+	if len(name) == 1 {
+		return "-" + name
+	}
+	return "--" + name
 }

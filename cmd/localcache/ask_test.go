@@ -3,10 +3,13 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -30,7 +33,8 @@ func TestAskScripts(t *testing.T) {
 			if err := os.WriteFile(token, []byte("a token of 24 characters\n"), 0o600); err != nil {
 				return err
 			}
-			server, queries := sampleServer()
+			server, queries, directory := sampleServer()
+			env.Values["server"], env.Values["directory"] = server, directory
 			access, err := api.NewToken(token)
 			if err != nil {
 				return err
@@ -51,9 +55,37 @@ func TestAskScripts(t *testing.T) {
 			"slow": func(ts *testscript.TestScript, neg bool, args []string) {
 				recordSlow(ts.Value("queries").(*observe.Queries), args[0])
 			},
-			"until": until,
+			"until":  until,
+			"status": wantStatus,
+			// redact has the server hide something; nopods, that nobody knows pods any more.
+			"redact": func(ts *testscript.TestScript, neg bool, args []string) {
+				r, ok := api.ParseRedaction(args[0])
+				if !ok {
+					ts.Fatalf("no redaction %q", args[0])
+				}
+				ts.Value("server").(*api.Server).SetRedaction(r)
+			},
+			"nopods": func(ts *testscript.TestScript, neg bool, args []string) {
+				ts.Value("directory").(*podtable.Directory).Store(nil)
+				ts.Value("server").(*api.Server).SetRedaction(api.RedactNone) // which has it look anew
+			},
 		},
 	})
+}
+
+// wantStatus runs a command and wants this exit status.
+func wantStatus(ts *testscript.TestScript, _ bool, args []string) {
+	err := ts.Exec(args[1], args[2:]...)
+	var status *exec.ExitError
+	got := 0
+	if errors.As(err, &status) {
+		got = status.ExitCode()
+	} else if err != nil {
+		ts.Fatalf("%v", err)
+	}
+	if fmt.Sprint(got) != args[0] {
+		ts.Fatalf("status %d, want %s", got, args[0])
+	}
 }
 
 // until waits for text in a file that a background command writes.
@@ -93,7 +125,7 @@ func recordSlow(q *observe.Queries, name string) {
 }
 
 // sampleServer has traffic of 150 s ago, so that ages are "2m" for half a minute.
-func sampleServer() (*api.Server, *observe.Queries) {
+func sampleServer() (*api.Server, *observe.Queries, *podtable.Directory) {
 	start := time.Now().Add(-150 * time.Second)
 	q, u := observe.NewQueries(observe.QueriesOptions{Clients: 100}), observe.NewUpstreams(0)
 	kubeDNS, silentOne := u.Sink("10.96.0.10:53", observe.TCP), u.Sink("192.0.2.53:53", observe.UDP)
@@ -137,7 +169,24 @@ func sampleServer() (*api.Server, *observe.Queries) {
 		{Namespace: "shop", Name: "web-1", UID: "u1", WorkloadKind: "Deployment", WorkloadName: "web", IPs: []netip.Addr{netip.MustParseAddr("10.244.1.5")}},
 		{Namespace: "kube-system", Name: "kube-proxy", UID: "u2", HostNetwork: true, IPs: []netip.Addr{netip.MustParseAddr("192.0.2.10")}},
 	}))
-	return api.New(api.Options{Node: "node-1", Version: "v0.0.0", Queries: q, Upstreams: u, Pods: directory}), q
+	return api.New(api.Options{Node: "node-1", Version: "v0.0.0", Queries: q, Upstreams: u, Pods: directory}), q, directory
+}
+
+// TestSummarised: a line fits a screen, whatever happened.
+func TestSummarised(t *testing.T) {
+	refused := api.Exchange{Upstream: "192.0.2.1:5999", Proto: "udp", Outcome: "conn_refused", DurationSeconds: 0.0001, Message: "connect: connection refused"}
+	q := &api.Query{Exchanges: []api.Exchange{
+		refused, refused, {Upstream: "192.0.2.2:53", Proto: "tcp", Outcome: "timeout", DurationSeconds: 2}, refused, refused,
+		{Upstream: "192.0.2.3:53", Proto: "udp", Outcome: "timeout", DurationSeconds: 0.01, Overtaken: true},
+		{Upstream: "192.0.2.4:53", Proto: "udp", Outcome: "servfail"}, {Upstream: "192.0.2.5:53", Proto: "udp", Outcome: "servfail"},
+	}, LostExchanges: 3}
+	const want = "4× 192.0.2.1:5999/udp conn_refused; 192.0.2.2:53/tcp timeout 2.0s; 192.0.2.3:53/udp overtaken 10ms; and 5 more"
+	if got := summarised(q); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := summarised(&api.Query{}); got != "" {
+		t.Errorf("got %q of nothing", got)
+	}
 }
 
 // TestWriteYAML: what is written is what was read, in the order of the document. The oracle is a reader of the subset that

@@ -80,15 +80,15 @@ func (d *demonstration) kill(ctx context.Context) error {
 	}
 	d.table([][]string{
 		{"", "ONE SOCKET", "FRESH SOCKETS"},
-		row("before", func(ss lab.Samples) lab.Samples {
+		row("sent before", func(ss lab.Samples) lab.Samples {
 			return ss.SentBefore(killed)[:len(ss.SentBefore(killed))-len(ss.InFlight(killed, patience))]
 		}),
 		row(fmt.Sprintf("in flight, or sent while it died (%v)", round(dead.Sub(killed))), func(ss lab.Samples) lab.Samples {
 			return append(ss.InFlight(killed, patience), ss.SentAfter(killed).SentBefore(dead)...)
 		}),
-		row(fmt.Sprintf("dead, for %v", round(restarted.Sub(dead))), func(ss lab.Samples) lab.Samples { return ss.SentAfter(dead).SentBefore(restarted) }),
-		row(fmt.Sprintf("starting, for %v", round(back.Sub(restarted))), func(ss lab.Samples) lab.Samples { return ss.SentAfter(restarted).SentBefore(back) }),
-		row("back", func(ss lab.Samples) lab.Samples { return ss.SentAfter(back) }),
+		row(fmt.Sprintf("sent after: dead, for %v", round(restarted.Sub(dead))), func(ss lab.Samples) lab.Samples { return ss.SentAfter(dead).SentBefore(restarted) }),
+		row(fmt.Sprintf("sent after: starting, for %v", round(back.Sub(restarted))), func(ss lab.Samples) lab.Samples { return ss.SentAfter(restarted).SentBefore(back) }),
+		row("sent after: back", func(ss lab.Samples) lab.Samples { return ss.SentAfter(back) }),
 	})
 	sent, lost, wrong, local := 0, 0, 0, 0
 	for _, ss := range results {

@@ -68,7 +68,7 @@ func (d *demonstration) trouble(ctx context.Context) error {
 			return err
 		}
 	}
-	d.title("What localcache tells, which knows the pods here by their addresses")
+	d.title("What localcache tells about it (here it knows pods by their addresses)")
 	for _, line := range a.lines() {
 		d.line("%s", line)
 	}

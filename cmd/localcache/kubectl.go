@@ -50,7 +50,7 @@ func (k *kubectl) run(ctx context.Context, args ...string) ([]byte, error) {
 	if err != nil {
 		return nil, &clusterError{
 			message: fmt.Sprintf("the nodes are found by kubectl, which cannot be run: %v", err),
-			hint:    "Install kubectl (https://kubernetes.io/docs/tasks/tools/) and set it up for the cluster, or ask one cache by -url.",
+			hint:    "Install kubectl (https://kubernetes.io/docs/tasks/tools/) and set it up for the cluster, or ask one cache by --url.",
 			status:  exitUsage,
 		}
 	}
@@ -141,7 +141,7 @@ func (k *kubectl) pods(ctx context.Context, selector, container string, timeout 
 	document, err := k.run(ctx, "get", "pods", "--selector="+selector, "--output=json", "--request-timeout="+timeout.String())
 	var failed *kubectlFailed
 	if errors.As(err, &failed) {
-		e := &clusterError{message: "the nodes cannot be found: " + err.Error(), hint: "-context, -kubeconfig and KUBECONFIG say which cluster it is, as with kubectl.", status: exitUsage}
+		e := &clusterError{message: "the nodes cannot be found: " + err.Error(), hint: "--context, --kubeconfig and KUBECONFIG say which cluster it is, as with kubectl.", status: exitUsage}
 		if k.denied(ctx, "list", "pods") {
 			e.hint = fmt.Sprintf("The right to list pods in the namespace %s is missing, and then mostly the one to create pods/exec too.", k.namespace)
 		}
@@ -154,7 +154,7 @@ func (k *kubectl) pods(ctx context.Context, selector, container string, timeout 
 	if err == nil && len(targets) == 0 {
 		err = &clusterError{
 			message: fmt.Sprintf("there are no pods with %s in the namespace %s", selector, k.namespace),
-			hint:    "-cache-namespace and -selector say where the cache is and which labels its pods have.", status: exitFailed,
+			hint:    "--cache-namespace and --selector say where the cache is and which labels its pods have.", status: exitFailed,
 		}
 	}
 	return targets, err
@@ -204,7 +204,7 @@ func readPods(document []byte, container string) ([]target, error) {
 		case t.node == "":
 			t.problem = "it is on no node yet"
 		case !slices.Contains(names, container):
-			t.problem = fmt.Sprintf("its pod %s has no container %s, but %s: -container names it", t.pod, container, strings.Join(names, ", "))
+			t.problem = fmt.Sprintf("its pod %s has no container %s, but %s: --container names it", t.pod, container, strings.Join(names, ", "))
 		case item.Status.Phase != "Running":
 			t.problem = fmt.Sprintf("its pod %s is %s", t.pod, item.Status.Phase)
 		}
@@ -248,7 +248,7 @@ func readPods(document []byte, container string) ([]target, error) {
 
 // exec asks the cache of a pod in the pod itself, by 'localcache raw'.
 func (k *kubectl) exec(ctx context.Context, t *target, container, request string) ([]byte, error) {
-	return k.run(ctx, "exec", t.pod, "--container="+container, "--", programInImage, "raw", request)
+	return k.run(ctx, "exec", "pod/"+t.pod, "--container="+container, "--", programInImage, "raw", request)
 }
 
 // programInImage is where the images have the program, see the Dockerfile.

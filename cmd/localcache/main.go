@@ -102,7 +102,7 @@ Subcommands:
 	}
 	fmt.Fprint(w, `
 'localcache help SUBCOMMAND' says more; 'localcache help serve' lists the flags.
-top, queries, pods, status and raw ask a running cache, or those of all nodes with -all-nodes; as `+kubectlPlugin+` in the PATH the program is 'kubectl localcache' too.
+top, queries, pods, status and raw ask a running cache, or those of all nodes with --all-nodes; as `+kubectlPlugin+` in the PATH the program is 'kubectl localcache' too.
 `)
 }
 

@@ -23,7 +23,7 @@ import (
 const (
 	// nodesAtATime are asked together: each takes a kubectl, which is some 50 MB and a tenth of a processor's second.
 	nodesAtATime = 8
-	// podsAge is for how long the pods that were found are the ones to ask, which are asked again and again with -watch.
+	// podsAge is for how long the pods that were found are the ones to ask, which are asked again and again with --watch.
 	podsAge = 5 * time.Second
 	// maxReasons bounds how many nodes' failures are told.
 	maxReasons = 10
@@ -50,16 +50,16 @@ type fleet struct {
 // declare declares the flags.
 func (f *fleet) declare(flags *flag.FlagSet) {
 	flags.BoolVar(&f.on, "all-nodes", false, "ask the caches of all nodes of the cluster, which kubectl finds, and show them as one")
-	flags.StringVar(&f.context, "context", "", "with -all-nodes: the `context` of the kubeconfig, as for kubectl")
-	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "with -all-nodes: the kubeconfig `file`, as for kubectl")
-	flags.StringVar(&f.namespace, "cache-namespace", "kube-system", "with -all-nodes: the `namespace` of the cache's own pods")
-	flags.StringVar(&f.selector, "selector", "k8s-app=node-local-dns", "with -all-nodes: the `labels` of the cache's own pods")
-	flags.StringVar(&f.container, "container", "node-cache", "with -all-nodes: the `name` of the container in them")
-	flags.IntVar(&f.port, "port", 9257, "with -all-nodes: ask at this TCP `port` of the pods, with -token-file where it is wanted there; without both by kubectl exec")
-	flags.DurationVar(&f.timeout, "timeout", 10*time.Second, "with -all-nodes: `time` for each node to answer, at least 100ms")
+	flags.StringVar(&f.context, "context", "", "the `context` of the kubeconfig, as for kubectl")
+	flags.StringVar(&f.kubeconfig, "kubeconfig", "", "the kubeconfig `file`, as for kubectl")
+	flags.StringVar(&f.namespace, "cache-namespace", "kube-system", "the `namespace` of the cache's own pods")
+	flags.StringVar(&f.selector, "selector", "k8s-app=node-local-dns", "the `labels` of the cache's own pods")
+	flags.StringVar(&f.container, "container", "node-cache", "the `name` of the container in them")
+	flags.IntVar(&f.port, "port", 9257, "ask at this TCP `port` of the pods, with --token-file where it is wanted there; without both by kubectl exec")
+	flags.DurationVar(&f.timeout, "timeout", 10*time.Second, "`time` for each node to answer, at least 100ms")
 }
 
-// fleetFlags are those that mean nothing without -all-nodes.
+// fleetFlags are those that mean nothing without --all-nodes.
 var fleetFlags = []string{"context", "kubeconfig", "cache-namespace", "selector", "container", "port", "timeout"}
 
 // check looks at the flags together. given are those on the command line.
@@ -67,22 +67,22 @@ func (f *fleet) check(given map[string]bool) error {
 	if !f.on {
 		for _, name := range fleetFlags {
 			if given[name] {
-				return fmt.Errorf("-%s is for -all-nodes", name)
+				return fmt.Errorf("--%s is for --all-nodes", name)
 			}
 		}
 		return nil
 	}
 	switch {
 	case given["url"] || given["socket"]:
-		return errors.New("-all-nodes finds the caches by itself: leave -url and -socket out")
+		return errors.New("--all-nodes finds the caches by itself: leave --url and --socket out")
 	case f.namespace == "":
-		return errors.New("-cache-namespace: a namespace is expected; in any, other pods could say that they are the cache")
+		return errors.New("--cache-namespace: a namespace is expected; in any, other pods could say that they are the cache")
 	case f.selector == "" || f.container == "":
-		return errors.New("-selector and -container: they cannot be empty")
+		return errors.New("--selector and --container: they cannot be empty")
 	case f.port < 1 || f.port > 65535:
-		return fmt.Errorf("-port %d: accepted is a port number from 1 to 65535", f.port)
+		return fmt.Errorf("--port %d: accepted is a port number from 1 to 65535", f.port)
 	case f.timeout < 100*time.Millisecond:
-		return fmt.Errorf("-timeout %v: at least 100ms", f.timeout)
+		return fmt.Errorf("--timeout %v: at least 100ms", f.timeout)
 	}
 	if !given["port"] && f.tokenFile == "" {
 		f.port = 0
@@ -312,11 +312,11 @@ func (f *fleet) nobody(ctx context.Context, g *api.Gather, replies []reply) erro
 	e := &clusterError{message: "no node answers: " + strings.Join(missing(g, replies)[1:], "; "), status: exitFailed}
 	switch {
 	case exec && f.denied(ctx, "create", "pods", "--subresource=exec"):
-		e.hint = fmt.Sprintf("The right to create pods/exec in the namespace %s is missing. With -token-file or -port the caches are asked directly, where the Corefile has 'diag { listen }', and it is not needed.", f.namespace)
+		e.hint = fmt.Sprintf("The right to create pods/exec in the namespace %s is missing. With --token-file or --port the caches are asked directly, where the Corefile has 'diag { listen }', and it is not needed.", f.namespace)
 	case exec:
-		e.hint = "Do these pods run localcache, with 'diag' in its Corefile? -selector and -container say which they are."
+		e.hint = "Do these pods run localcache, with 'diag' in its Corefile? --selector and --container say which they are."
 	case f.port != 0:
-		e.hint = "The Corefile's 'diag { listen ADDRESS }' says where the caches listen; -port is its port."
+		e.hint = "The Corefile's 'diag { listen ADDRESS }' says where the caches listen; --port is its port."
 	}
 	return e
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
@@ -66,7 +67,11 @@ func fakeKubectl() {
 		}
 		fmt.Println("yes")
 	case "exec":
-		what, socket, _ := strings.Cut(read("exec/"+args[1]), " ")
+		pod, ok := strings.CutPrefix(args[1], "pod/")
+		if !ok {
+			fail("exec into %q, which can be an option or another kind", args[1])
+		}
+		what, socket, _ := strings.Cut(read("exec/"+pod), " ")
 		switch what {
 		case "run":
 			at := slices.Index(args, "--")
@@ -104,6 +109,11 @@ func fakeKubectl() {
 // nodeServer is the cache of a node with traffic of its own: web-N is a pod on it, and all nodes ask 192.0.2.53, which is silent
 // for the second one.
 func nodeServer(n int) *api.Server {
+	server, _ := sampleNode(n)
+	return server
+}
+
+func sampleNode(n int) (*api.Server, *observe.Queries) {
 	start := time.Now().Add(-150 * time.Second)
 	q, u := observe.NewQueries(observe.QueriesOptions{Clients: 100}), observe.NewUpstreams(0)
 	for i := range 10 * n {
@@ -139,7 +149,7 @@ func nodeServer(n int) *api.Server {
 		{Namespace: "shop", Name: fmt.Sprintf("web-%d", n), UID: fmt.Sprintf("u%d", n), IPs: []netip.Addr{pod}},
 		{Namespace: "kube-system", Name: "kube-proxy", UID: fmt.Sprintf("p%d", n), HostNetwork: true, IPs: []netip.Addr{host}},
 	}))
-	return api.New(api.Options{Node: fmt.Sprintf("node-%d", n), Version: fmt.Sprintf("v1.%d.0", n), Queries: q, Upstreams: u, Pods: directory})
+	return api.New(api.Options{Node: fmt.Sprintf("node-%d", n), Version: fmt.Sprintf("v1.%d.0", n), Queries: q, Upstreams: u, Pods: directory}), q
 }
 
 // fakePod is a pod as kubectl shows it.
@@ -178,7 +188,9 @@ func TestAllNodesScripts(t *testing.T) {
 			port := ""
 			var items []any
 			for n := 1; n <= 3; n++ {
-				server, socket := nodeServer(n), filepath.Join(env.WorkDir, fmt.Sprintf("%d.sock", n))
+				server, queries := sampleNode(n)
+				socket := filepath.Join(env.WorkDir, fmt.Sprintf("%d.sock", n))
+				env.Values[fmt.Sprint("queries of ", n)] = queries
 				k := server.ServeSocket(socket, silent{})
 				env.Defer(func() { k.Close(); server.Close() })
 				name, ip := fmt.Sprintf("cache-%d", n), fmt.Sprintf("127.0.0.%d", n)
@@ -201,6 +213,16 @@ func TestAllNodesScripts(t *testing.T) {
 			if err := writePods(cluster, items...); err != nil {
 				return err
 			}
+			ahead, err := net.Listen("unix", filepath.Join(env.WorkDir, "ahead.sock"))
+			if err != nil {
+				return err
+			}
+			clock := &http.Server{Handler: clockAhead(time.Hour), ReadHeaderTimeout: time.Minute}
+			go func() { _ = clock.Serve(ahead) }()
+			env.Defer(func() { clock.Close() })
+			if err := os.WriteFile(filepath.Join(cluster, "exec", "cache-ahead"), []byte("run "+ahead.Addr().String()), 0o600); err != nil {
+				return err
+			}
 			env.Setenv("PROGRAMS", filepath.SplitList(env.Getenv("PATH"))[0])
 			env.Setenv("PATH", bin+string(os.PathListSeparator)+env.Getenv("PATH"))
 			env.Setenv("CLUSTER", cluster)
@@ -217,21 +239,30 @@ func TestAllNodesScripts(t *testing.T) {
 				ts.Check(writePods(ts.Getenv("CLUSTER"), items...))
 			},
 			"until": until,
-			// status runs a command and wants this exit status.
-			"status": func(ts *testscript.TestScript, neg bool, args []string) {
-				err := ts.Exec(args[1], args[2:]...)
-				var status *exec.ExitError
-				got := 0
-				if errors.As(err, &status) {
-					got = status.ExitCode()
-				} else if err != nil {
-					ts.Fatalf("%v", err)
-				}
-				if fmt.Sprint(got) != args[0] {
-					ts.Fatalf("status %d, want %s", got, args[0])
-				}
+			// slow records a slow query of the name, on the first node.
+			"slow": func(ts *testscript.TestScript, neg bool, args []string) {
+				recordSlow(ts.Value("queries of 1").(*observe.Queries), args[0])
 			},
+			"status": wantStatus,
 		},
+	})
+}
+
+// clockAhead is the API of a cache whose clock is ahead, with one slow query of just now, by that clock.
+func clockAhead(by time.Duration) http.Handler {
+	now := func() time.Time { return time.Now().Add(by) }
+	q := api.Query{ReceivedAt: now(), Client: api.Client{Addresses: []string{"10.244.9.5"}}, Name: "ahead.example.org.", Type: "A", Rcode: "SERVFAIL"}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		list := api.List[api.Query]{APIVersion: api.Version, Kind: "QueryList", Metadata: api.Metadata{Node: "node-9", GeneratedAt: now()}, Items: []api.Query{q}}
+		since := r.URL.Query().Get("since")
+		at, err := time.Parse(time.RFC3339Nano, since)
+		if d, e := time.ParseDuration(since); e == nil {
+			at, err = now().Add(-d), nil
+		}
+		if since != "" && err == nil && !q.ReceivedAt.After(at) {
+			list.Items = []api.Query{}
+		}
+		_ = json.NewEncoder(w).Encode(list)
 	})
 }
 
@@ -270,7 +301,7 @@ func TestReadPods(t *testing.T) {
 	}
 	want := []string{
 		"pod nowhere: it is on no node yet", "node-1:", "node-2 (base):", "node-2 (surge):", "node-3: its pod pending is Pending",
-		"node-4: its pod loop does not run: CrashLoopBackOff", "node-5:", "node-6: its pod other has no container node-cache, but coredns: -container names it",
+		"node-4: its pod loop does not run: CrashLoopBackOff", "node-5:", "node-6: its pod other has no container node-cache, but coredns: --container names it",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

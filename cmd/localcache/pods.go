@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"localcache.dev/localcache/internal/api"
+	"localcache.dev/localcache/internal/observe"
 )
 
 func newPodsFlags(stdout, stderr io.Writer) *asking {
@@ -24,7 +26,8 @@ func podsHelp(w io.Writer) {
 Usage:
   localcache pods NAMESPACE/NAME|IP|host|~other [flags]
 
-'localcache top pods' lists the clients. host is everything that asks from the node's own addresses, ~other
+'localcache top pods' lists the clients. host is everything that asks from the node's own addresses,
+where pods are known; where they are not, as outside of Kubernetes, those addresses are clients like others. ~other
 are those beyond the number that the Corefile's 'diag { clients }' tells apart. With --all-nodes a pod is found wherever it is,
 and host, ~other and addresses of several nodes are shown one by one.
 `)
@@ -40,18 +43,67 @@ func pods(args []string, stdout, stderr io.Writer) int {
 	if len(rest) == 0 {
 		return a.usage("which one? NAMESPACE/NAME, an IP address, host or ~other; 'localcache top pods' lists them")
 	}
-	namespace, name, isPod := strings.Cut(rest[0], "/")
-	if _, err := netip.ParseAddr(rest[0]); namespace == "" || isPod && (name == "" || strings.Contains(name, "/")) || err != nil && !isPod && strings.ContainsAny(rest[0], ":%?#") {
-		return a.usage(fmt.Sprintf("%q is neither NAMESPACE/NAME nor an IP address", rest[0]))
+	if err := checkClient(rest[0]); err != nil {
+		return a.usage(err.Error())
 	}
 	return a.run(func(ctx context.Context) error { return showPod(ctx, a, rest[0]) })
+}
+
+// checkClient tells whether a client can be called so. Other words than host and ~other may stand for clients that are redacted.
+func checkClient(s string) error {
+	namespace, name, isPod := strings.Cut(s, "/")
+	_, err := netip.ParseAddr(s)
+	isPart := func(s string) bool { return s != "" && s != "." && s != ".." && !strings.ContainsAny(s, "/?#%") }
+	switch {
+	case err == nil && !strings.Contains(s, "%"): // with a zone it is none of a client
+		return nil
+	case !isPod && (strings.Contains(s, ":") || strings.Trim(s, ".0123456789") == ""):
+		return fmt.Errorf("%q is no IP address", s)
+	case isPod && (!isPart(namespace) || !isPart(name)) || !isPod && !isPart(s):
+		return fmt.Errorf("%q is neither NAMESPACE/NAME nor an IP address", s)
+	}
+	return nil
+}
+
+// unknownClient is the error of a client that the cache does not know, with what to do about it.
+type unknownClient struct{ message, hint string }
+
+// Error implements error.
+func (e *unknownClient) Error() string { return e.message }
+
+// whyUnknown says in the words of this program why the cache knows no such client. Other errors stay as they are.
+func (a *asking) whyUnknown(ctx context.Context, name string, err error) error {
+	var refused *api.Error
+	if !errors.As(err, &refused) || refused.Reason != "NotFound" {
+		return err
+	}
+	if a.nodes.on {
+		return &unknownClient{refused.Message, "'localcache top pods --all-nodes' lists who has."}
+	}
+	unknown := &unknownClient{name + " has not asked this node", "'localcache top pods' lists who has."}
+	var v api.List[api.Status]
+	if _, err := a.document(ctx, "/statusz", url.Values{}, &v); err != nil || len(v.Items) != 1 {
+		return unknown // that it is not known is what counts
+	}
+	switch s := &v.Items[0]; {
+	case s.Redact == api.RedactClients.String() && name != "host" && name != observe.Overflow && !strings.HasPrefix(name, "redacted-"):
+		unknown.message = "clients are redacted here ('diag { redact clients }' in the Corefile), and " + name + " is not told from others"
+		unknown.hint = "'localcache top pods' lists them by the words that stand for them."
+	case !s.Pods.Known && name == "host":
+		unknown.message = "which addresses are the node's own is not known here: " + s.Pods.Message
+		unknown.hint = "Ask by IP address; 'localcache top pods' lists them."
+	case !s.Pods.Known && strings.Contains(name, "/"):
+		unknown.message = "pods are not known here: " + s.Pods.Message
+		unknown.hint = "Ask by IP address; 'localcache top pods' lists them."
+	}
+	return unknown
 }
 
 func showPod(ctx context.Context, a *asking, name string) error {
 	var v api.List[api.PodDetail]
 	raw, err := a.document(ctx, "/api/v1/pods/"+name, url.Values{}, &v)
 	if err != nil {
-		return err
+		return a.whyUnknown(ctx, name, err)
 	}
 	if done, err := a.print(raw); done {
 		return err

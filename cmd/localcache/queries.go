@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,7 +29,7 @@ type queriesFlags struct {
 func newQueriesFlags(stdout, stderr io.Writer) *queriesFlags {
 	f := &queriesFlags{asking: newAsking("queries", stdout, stderr)}
 	f.flags.DurationVar(&f.slow, "slow", 0, "only queries that took at least this `duration`, such as 100ms")
-	f.flags.StringVar(&f.outcome, "outcome", "", "only queries of which an exchange ended so: timeout, servfail, conn_refused, … (`outcome`)")
+	f.flags.StringVar(&f.outcome, "outcome", "", "only queries of which an exchange had this `outcome`, or the answer where there was none: timeout, servfail, conn_refused, …")
 	f.flags.StringVar(&f.pod, "pod", "", "only this `client`: NAMESPACE/NAME, an IP address, host or ~other")
 	f.flags.StringVar(&f.namespace, "n", "", "only pods of this `namespace`")
 	f.flags.StringVar(&f.name, "name", "", "only this domain `name` and those below it")
@@ -59,14 +60,27 @@ func queries(args []string, stdout, stderr io.Writer) int {
 	if _, status, ok := f.parse(args, 0, queriesHelp); !ok {
 		return status
 	}
-	query := url.Values{"limit": {strconv.Itoa(f.limit)}}
-	for name, v := range map[string]string{"outcome": f.outcome, "pod": f.pod, "namespace": f.namespace, "name": f.name, "rcode": f.rcode, "since": f.earliest} {
+	renamed := map[string]string{"n": "namespace", "slow": "minDuration"}
+	values := map[string]string{"limit": strconv.Itoa(f.limit)}
+	for name, v := range map[string]string{"outcome": f.outcome, "pod": f.pod, "n": f.namespace, "name": f.name, "rcode": f.rcode, "since": f.earliest} {
 		if v != "" {
-			query.Set(name, v)
+			values[name] = v
 		}
 	}
-	if f.slow > 0 {
-		query.Set("minDuration", f.slow.String())
+	if f.slow != 0 {
+		values["slow"] = f.slow.String()
+	}
+	if status, ok := f.accepted("/api/v1/queries", values, renamed); !ok {
+		return status
+	}
+	if f.pod != "" {
+		if err := checkClient(f.pod); err != nil {
+			return f.usage("--pod: " + err.Error())
+		}
+	}
+	query := url.Values{}
+	for name, v := range values {
+		query.Set(cmp.Or(renamed[name], name), v)
 	}
 	if f.follow {
 		return f.followQueries(query)
@@ -97,7 +111,7 @@ func queryTable(list []api.Query, now time.Time, wide, nodes bool) table {
 	}
 	for i := range list {
 		q := &list[i]
-		row := queryRow(q, age(now.Sub(q.ReceivedAt)))
+		row := queryRow(q, age(now.Sub(q.ReceivedAt)), wide)
 		if wide {
 			row = slices.Insert(row, 1, q.ReceivedAt.Format(time.RFC3339Nano), q.Proto, fmt.Sprint(q.Port), fmt.Sprint(q.ID), short(q.QueuedSeconds))
 		}
@@ -111,15 +125,64 @@ func queryTable(list []api.Query, now time.Time, wide, nodes bool) table {
 
 func failed(q *api.Query) bool { return q.Rcode != "NOERROR" && q.Rcode != "NXDOMAIN" }
 
-func queryRow(q *api.Query, when string) []string {
-	return []string{when, q.Client.Name(), q.Name, q.Type, q.Rcode, q.Source, short(q.DurationSeconds), short(q.UpstreamSeconds), orDash(exchanges(q))}
+// queryRow are the cells of a query; its exchanges with all details where wide.
+func queryRow(q *api.Query, when string, wide bool) []string {
+	waited := summarised(q)
+	if wide {
+		waited = exchanges(q)
+	}
+
+	return []string{when, q.Client.Name(), q.Name, q.Type, q.Rcode, q.Source, short(q.DurationSeconds), short(q.UpstreamSeconds), orDash(waited)}
 }
 
-// exchanges tells what a query waited for.
+// maxSummarised bounds what is told of a query's exchanges in a table, where a line is to fit a screen.
+const maxSummarised = 3
+
+// summarised tells what a query waited for, once for all exchanges with the same upstream that ended in the same way.
+func summarised(q *api.Query) string {
+	type way struct{ upstream, outcome string }
+	var order []way
+	times, took := map[way]int{}, map[way]float64{}
+	for i := range q.Exchanges {
+		e := &q.Exchanges[i]
+		w := way{e.Upstream + "/" + e.Proto, outcomeOf(e)}
+		if times[w] == 0 {
+			order = append(order, w)
+		}
+		times[w]++
+		took[w] += e.DurationSeconds
+	}
+	more := q.LostExchanges
+	var list []string
+	for i, w := range order {
+		switch {
+		case i >= maxSummarised:
+			more += times[w]
+		case times[w] > 1:
+			list = append(list, fmt.Sprintf("%d× %s %s", times[w], w.upstream, w.outcome))
+		default:
+			list = append(list, fmt.Sprintf("%s %s %s", w.upstream, w.outcome, short(took[w])))
+		}
+	}
+	if more > 0 {
+		list = append(list, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(list, "; ")
+}
+
+// outcomeOf is how an exchange ended: one that was under way when another one answered has not failed.
+func outcomeOf(e *api.Exchange) string {
+	if e.Overtaken {
+		return "overtaken"
+	}
+	return e.Outcome
+}
+
+// exchanges tells all that a query waited for.
 func exchanges(q *api.Query) string {
 	var list []string
 	for _, e := range q.Exchanges {
-		s := fmt.Sprintf("%s/%s %s %s", e.Upstream, e.Proto, e.Outcome, short(e.DurationSeconds))
+		s := fmt.Sprintf("%s/%s %s %s", e.Upstream, e.Proto, outcomeOf(&e), short(e.DurationSeconds))
 		if e.Message != "" {
 			s += " (" + e.Message + ")"
 		}
@@ -135,24 +198,32 @@ const (
 	followEvery = 500 * time.Millisecond
 	// followNodesEvery is for all nodes, where a look takes a kubectl for each.
 	followNodesEvery = 3 * time.Second
-	// followBack is how long before the newest query one may have come that ended later: longer than any takes.
+	// followBack is how long before a look a query may have come that has ended since the look before: longer than any takes.
 	followBack = 30 * time.Second
+	// followSpan is the least that each look covers.
+	followSpan = 45 * time.Second
 )
 
 // followQueries prints each new query once. A query is remembered when it ends, so that later ones may have come earlier.
+// Each look covers the last seconds, by the clock of who is asked: those of the nodes and of this machine may differ.
 func (f *queriesFlags) followQueries(query url.Values) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	colour := coloured(f.stdout)
-	seen := map[string]time.Time{}
-	var newest time.Time
+	seen := map[string]time.Time{} // when a query was told last
 	var said []string
+	var began time.Time    // of the look before
+	var took time.Duration // by it
+	// What is new is not to be cut, and what the first look does not show is not new.
+	query.Set("limit", strconv.Itoa(api.MaxLimit))
 	for first := true; ; first = false {
-		if !newest.IsZero() {
-			query.Set("since", newest.Add(-followBack).UTC().Format(time.RFC3339Nano))
-			query.Del("limit") // what is new is not to be cut
-			query.Set("limit", "2048")
+		span := followSpan
+		if !first {
+			// The node that was asked first then may be asked last now.
+			span = max(span, followBack+time.Since(began)+took).Round(time.Second)
+			query.Set("since", span.String())
 		}
+		began = time.Now()
 		var v api.List[api.Query]
 		if _, err := f.document(ctx, "/api/v1/queries", query, &v); err != nil {
 			if ctx.Err() != nil {
@@ -160,25 +231,25 @@ func (f *queriesFlags) followQueries(query url.Values) int {
 			}
 			return f.fail(err)
 		}
+		took = time.Since(began)
 		if first || f.nodes.on && !slices.Equal(v.Metadata.Notes, said) {
 			f.notes(&v.Metadata) // also of nodes that cease to answer, and do again
 		}
 		said = v.Metadata.Notes
-		for _, q := range slices.Backward(v.Items) {
+		for i, q := range slices.Backward(v.Items) {
 			key := fmt.Sprint(q.ReceivedAt.UnixNano(), q.Client.Node, q.Client.Name(), q.Port, q.ID, q.Name, q.Type)
-			if _, known := seen[key]; known {
+			_, known := seen[key]
+			seen[key] = time.Now()
+			if known || first && i >= f.limit {
 				continue
-			}
-			seen[key] = q.ReceivedAt
-			if q.ReceivedAt.After(newest) {
-				newest = q.ReceivedAt
 			}
 			if err := f.line(&q, colour); err != nil {
 				return exitFailed // nobody reads
 			}
 		}
+		// Nothing is told any more that was told last so long ago.
 		for key, at := range seen {
-			if at.Before(newest.Add(-followBack)) {
+			if time.Since(at) > 2*span {
 				delete(seen, key)
 			}
 		}
@@ -200,15 +271,14 @@ func (f *queriesFlags) line(q *api.Query, colour bool) error {
 	}
 	switch f.output {
 	case "json":
-		_, err = fmt.Fprintf(f.stdout, "%s\n", raw)
-		return err
+		return printLine(f.stdout, raw)
 	case "yaml":
 		if _, err := fmt.Fprintln(f.stdout, "---"); err != nil {
 			return err
 		}
 		return writeYAML(f.stdout, raw)
 	}
-	row := queryRow(q, q.ReceivedAt.Format("15:04:05.000"))
+	row := queryRow(q, q.ReceivedAt.Format("15:04:05.000"), f.wide())
 	if f.nodes.on {
 		row = slices.Insert(row, 1, q.Client.Node)
 	}

@@ -60,8 +60,8 @@ func raw(args []string, stdout, stderr io.Writer) int {
 			err = errors.Join(err, wrong)
 		}
 		if len(document) > 0 {
-			if _, e := fmt.Fprintln(a.stdout, strings.TrimSpace(string(document))); e != nil {
-				return e
+			if e := printLine(a.stdout, document); e != nil {
+				return errors.Join(err, e)
 			}
 		}
 		return err

@@ -50,13 +50,12 @@ Usage:
   localcache [serve] [flags]
 
 The flags are node-cache's and CoreDNS's own. A typical start:
-  localcache -localip 169.254.25.10 -conf /etc/coredns/Corefile -upstreamsvc coredns
+  localcache --localip 169.254.25.10 --conf /etc/coredns/Corefile --upstreamsvc coredns
 
 Flags:
 `)
 	_, fs := newServeFlags()
-	fs.SetOutput(w)
-	fs.PrintDefaults()
+	printDefaults(w, fs, every)
 	fmt.Fprint(w, `
 Signals: SIGTERM and SIGINT drain and end the process, SIGQUIT or SIGINT while it drains end it at once,
 SIGUSR1 reloads the Corefile.

@@ -44,8 +44,7 @@ namespace. Pods that still use the address lose their DNS.
 Flags:
 `)
 	_, fs := newTeardownFlags()
-	fs.SetOutput(w)
-	fs.PrintDefaults()
+	printDefaults(w, fs, every)
 }
 
 func teardown(args []string, stdout, stderr io.Writer) int {
@@ -59,6 +58,10 @@ func teardown(args []string, stdout, stderr io.Writer) int {
 			err = fmt.Errorf("unexpected argument %q", fs.Arg(0))
 		}
 		fmt.Fprintf(stderr, "localcache teardown: %v; accepted are: %s\n", err, strings.Join(flagNames(fs), " "))
+		return exitUsage
+	}
+	if f.timeout <= 0 {
+		fmt.Fprintf(stderr, "localcache teardown: --timeout %v: it has to be more than 0\n", f.timeout)
 		return exitUsage
 	}
 	clog.SetOutput(stderr)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"localcache.dev/localcache/internal/api"
 )
@@ -22,7 +24,7 @@ type topFlags struct {
 func newTopFlags(stdout, stderr io.Writer) *topFlags {
 	f := &topFlags{asking: newAsking("top", stdout, stderr)}
 	f.watchable()
-	f.flags.StringVar(&f.by, "by", "", "`order`: pods by queries, misses, latency, wait, retransmits, nxdomain, errors, waste, name; names by queries, misses, nxdomain, servfail, slowest; upstreams by failures, exchanges, latency, name")
+	f.flags.StringVar(&f.by, "by", "", "`order`: pods by queries, misses, latency, wait, retransmits, nxdomain, errors, waste, name; names by queries, misses, nxdomain, servfail, slowest; upstreams by failures, exchanges, latency, name. latency is P99, waste NXDOMAINs for each useful answer")
 	f.flags.StringVar(&f.window, "window", "", "`time` that is looked at: 10s, 1m, 5m, 1h or start; of names 1h or start")
 	f.flags.StringVar(&f.namespace, "n", "", "only pods of this `namespace`")
 	f.flags.IntVar(&f.limit, "limit", 20, "`number` of lines")
@@ -65,11 +67,18 @@ func top(args []string, stdout, stderr io.Writer) int {
 		return f.usage("-n is for pods")
 	}
 	query := url.Values{"limit": {strconv.Itoa(f.limit)}}
-	for name, v := range map[string]string{"by": f.by, "window": f.window, "namespace": f.namespace} {
+	values := map[string]string{"limit": strconv.Itoa(f.limit)}
+	for name, v := range map[string]string{"by": f.by, "window": f.window, "n": f.namespace} {
 		if v != "" {
-			query.Set(name, v)
+			values[name] = v
+			query.Set(cmp.Or(map[string]string{"n": "namespace"}[name], name), v)
 		}
 	}
+	path := map[string]string{"pods": "/api/v1/pods", "names": "/api/v1/top", "upstreams": "/api/v1/upstreams"}[what]
+	if status, ok := f.accepted(path, values, map[string]string{"n": "namespace"}); !ok {
+		return status
+	}
+	f.nameless = what != "pods"
 	if what == "upstreams" && f.by == "" {
 		query.Set("by", "failures")
 	}
@@ -159,7 +168,7 @@ func (f *topFlags) upstreams(ctx context.Context, query url.Values) error {
 	if done, err := f.print(raw); done {
 		return err
 	}
-	t := table{header: []string{"UPSTREAM", "PROTO", "EXCHANGES", "FAILED", "SHARE", "P50", "P99", "IN-FLIGHT", "LAST-FAILURE"}}
+	t := table{header: []string{"UPSTREAM", "PROTO", "EXCHANGES", "FAILED", "FAILED%", "P50", "P99", "IN-FLIGHT", "STATE", "LAST-FAILURE"}}
 	if f.wide() {
 		t.header = append(t.header, "PER-SECOND", "SERVFAIL", "TIMEOUT", "RETRIES", "HEDGES", "CONNECTIONS", "RTT", "LAST-ANSWER", "MESSAGE")
 	}
@@ -172,18 +181,21 @@ func (f *topFlags) upstreams(ctx context.Context, query url.Values) error {
 		last, message, answer := "-", "-", "-"
 		if u.LastFailure != nil {
 			last = fmt.Sprintf("%s %s ago", u.LastFailure.Outcome, age(v.Metadata.GeneratedAt.Sub(u.LastFailure.At)))
+			if u.LastFailure.Probe {
+				last = "probe " + last
+			}
 			message = u.LastFailure.Message
 		}
 		if u.LastAnswer != nil {
 			answer = age(v.Metadata.GeneratedAt.Sub(*u.LastAnswer))
 		}
-		row := []string{u.Upstream, u.Proto, count(u.Exchanges), count(u.Failures), percent(u.Failures, u.Exchanges), short(u.Latency.P50Seconds), short(u.Latency.P99Seconds), fmt.Sprint(u.InFlight), last}
+		row := []string{u.Upstream, u.Proto, count(u.Exchanges), count(u.Failures), percent(u.Failures, u.Exchanges), short(u.Latency.P50Seconds), short(u.Latency.P99Seconds), fmt.Sprint(u.InFlight), upstreamState(u, v.Metadata.GeneratedAt), last}
 		if f.wide() {
 			rtt := 0.0
 			for _, c := range u.Connections {
 				rtt = max(rtt, c.RTTSeconds)
 			}
-			row = append(row, fmt.Sprintf("%.1f", u.ExchangesPerSecond), count(u.Outcomes["servfail"]), count(u.Outcomes["timeout"]), count(u.Retries), count(u.Hedges),
+			row = append(row, fmt.Sprintf("%.1f", u.ExchangesPerSecond), count(u.Outcomes["servfail"]), count(u.Outcomes["timeout"]), count(u.Retries-min(u.Hedges, u.Retries)), count(u.Hedges),
 				fmt.Sprint(u.OpenConnections), short(rtt), answer, orDash(message))
 		}
 		switch {
@@ -192,10 +204,21 @@ func (f *topFlags) upstreams(ctx context.Context, query url.Values) error {
 		case f.nodes.on:
 			row = append(row, failedOn(u))
 		}
-		t.add(u.Failures > 0, row...)
+		t.add(u.Failures > 0 || u.FailingSince != nil, row...)
 	}
 	f.table(&t, &v.Metadata, len(v.Items), "no upstream is known yet")
 	return nil
+}
+
+// upstreamState says whether an upstream answers, as far as it was asked or probed.
+func upstreamState(u *api.Upstream, now time.Time) string {
+	switch {
+	case u.FailingSince != nil:
+		return "failing since " + age(now.Sub(*u.FailingSince))
+	case u.LastAnswer != nil:
+		return "ok"
+	}
+	return "-"
 }
 
 // perNode adds the column of nodes, and returns the rows: sums, or with all columns one for each node.
@@ -236,36 +259,14 @@ func (a *asking) table(t *table, m *api.Metadata, n int, empty string) {
 		t.print(a.stdout, coloured(a.stdout))
 	}
 	if m.Continue != "" {
-		fmt.Fprintln(a.stderr, "note: there are more; -limit shows them")
+		fmt.Fprintln(a.stderr, "note: there are more; --limit shows them")
 	}
 	a.notes(m)
 }
 
 func count(n uint64) string { return strconv.FormatUint(n, 10) }
 
-// merged estimates quantiles of two latencies together, as the upper bounds of their buckets.
+// merged has the quantiles of two latencies together.
 func merged(a, b *api.Latency, bounds []float64) func(q float64) float64 {
-	var counts [64]uint64
-	total := uint64(0)
-	for _, l := range []*api.Latency{a, b} {
-		for i, n := range l.Counts {
-			if i < len(counts) {
-				counts[i] += n
-				total += n
-			}
-		}
-	}
-	return func(q float64) float64 {
-		rank := max(uint64(q*float64(total)), 1)
-		for i, n := range counts {
-			if rank <= n && i < len(bounds) {
-				return bounds[i]
-			}
-			if rank <= n && len(bounds) > 0 {
-				return bounds[len(bounds)-1]
-			}
-			rank -= n
-		}
-		return 0
-	}
+	return func(q float64) float64 { return api.QuantileOf(a, b, q, bounds) }
 }

@@ -19,7 +19,11 @@ func buildVersion() string {
 	return info.Main.Version
 }
 
-func version(_ []string, stdout, _ io.Writer) int {
+func version(args []string, stdout, stderr io.Writer) int {
+	if len(args) > 0 {
+		fmt.Fprintf(stderr, "localcache version: unexpected argument %q\n", args[0])
+		return exitUsage
+	}
 	fmt.Fprintf(stdout, "localcache %s\nCoreDNS %s\n%s/%s, %s\n",
 		buildVersion(), coremain.CoreVersion, runtime.GOOS, runtime.GOARCH, runtime.Version())
 	return exitOK

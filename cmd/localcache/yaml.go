@@ -41,7 +41,7 @@ func (y *yamlWriter) value(depth int, afterKey bool) error {
 		if afterKey {
 			y.out.WriteByte(' ')
 		}
-		y.out.Write(text)
+		y.out.Write(escape(text))
 		y.out.WriteByte('\n')
 		return nil
 	}
@@ -83,7 +83,7 @@ func yamlKey(key string) string {
 	for _, r := range key {
 		if (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && r != '_' {
 			text, _ := json.Marshal(key) // a string has a JSON form
-			return string(text)
+			return string(escape(text))
 		}
 	}
 	switch key {

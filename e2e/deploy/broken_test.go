@@ -141,6 +141,37 @@ func TestBrokenPodRights(t *testing.T) {
 	})
 }
 
+// TestBrokenPage is TestBroken for the page.
+func TestBrokenPage(t *testing.T) {
+	const component, block = "components/diag-page/kustomization.yaml", "components/diag-page/Corefile"
+	s := schemaOf(t)
+	for _, c := range []struct {
+		name, file, old, new string
+		want                 string
+	}{
+		{"for all addresses", block, "127.0.0.1:9257", "0.0.0.0:9257", "0.0.0.0:9257"},
+		{"for everybody", block, "access token /etc/localcache-diag/token", "access open", "\"open\""},
+		{"token elsewhere", component, "mountPath: /etc/localcache-diag", "mountPath: /etc/diag", "is at /etc/diag"},
+		{"writable", component, "readOnly: true", "readOnly: false", "read-only: false"},
+		{"optional", component, "defaultMode: 0400", "defaultMode: 0400\n            optional: true", "is optional"},
+		{"for others", component, "defaultMode: 0400", "defaultMode: 0444", "for others"},
+		{"another Secret", component, "secretName: localcache-diag", "secretName: other", "unexpected kind"},
+		{"in the middle", component, "index: 100000", "index: 3", "block"},
+		{"sent to the cluster", component, "config.kubernetes.io/local-config: \"true\"", "a: b", "localcache-diag-block"},
+		{"bind to another address", block, "bind __PILLAR__LOCAL__DNS__", "bind 127.0.0.1", "127.0.0.1"},
+		{"a zone of names", block, "diag.localcache.invalid:53", "example.org:53", "example.org"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tree := load(t)
+			rewrite(t, tree, "kustomization.yaml", "  - components/pods\n", "  - components/pods\n  - components/diag-page\n")
+			wantComplaint(t, tree, s, ".", servingPage(namingPods(following(kubeadm, "kube-dns"))), c.file, c.old, c.new, c.want)
+		})
+	}
+	t.Run("where none is asked for", func(t *testing.T) {
+		wantComplaint(t, load(t), s, ".", namingPods(following(kubeadm, "kube-dns")), "kustomization.yaml", "  - components/pods\n", "  - components/pods\n  - components/diag-page\n", "unexpected kind")
+	})
+}
+
 // wantComplaint makes one edit of a file, builds dir, and wants a judge to say want.
 func wantComplaint(t *testing.T, tree Tree, s *Schema, dir string, node Node, file, from, to, want string) {
 	t.Helper()

@@ -22,6 +22,12 @@ var (
 	comment     = regexp.MustCompile(`(?m)^[ \t]*#.*$`)
 )
 
+// pageToken is where the component diag-page has its token, and pageDirective what it adds to the Corefile: on loopback,
+// where port-forward comes in.
+const pageToken = "/etc/localcache-diag/token"
+
+var pageDirective = []string{"diag", "{", "listen", "127.0.0.1:9257", "access", "token", pageToken, "}"}
+
 // Fill replaces the placeholders of a Corefile as localcache does with args and env.
 func Fill(text string, args []string, env map[string]string, n Node) (string, error) {
 	local, _ := Flag(args, "localip")
@@ -71,7 +77,7 @@ func Corefile(text string, args []string, template core.PodTemplateSpec, n Node)
 		}
 		addrs = append(addrs, a)
 	}
-	zones := map[string]bool{}
+	zones, pages := map[string]bool{}, 0
 	for _, b := range blocks {
 		for _, k := range b.Keys {
 			zone, port, _ := strings.Cut(k, ":")
@@ -82,6 +88,13 @@ func Corefile(text string, args []string, template core.PodTemplateSpec, n Node)
 		}
 		if got := words(b.Tokens["bind"]); !slices.Equal(got, append([]string{"bind"}, addrs...)) {
 			fail("block %s has %q, want the addresses of -localip %v", b.Keys, got, addrs)
+		}
+		if len(b.Tokens["diag"]) > 0 {
+			pages++
+			if got := words(b.Tokens["diag"]); !n.ServesPage || !slices.Equal(b.Keys, []string{"diag.localcache.invalid:53"}) || !slices.Equal(got, pageDirective) {
+				fail("block %s has %q; the page is served: %t", b.Keys, got, n.ServesPage)
+			}
+			continue
 		}
 		for _, d := range []string{"errors", "cache", "reload", "loop", "forward", "prometheus"} {
 			if len(b.Tokens[d]) == 0 {
@@ -100,6 +113,9 @@ func Corefile(text string, args []string, template core.PodTemplateSpec, n Node)
 		if !zones[z] {
 			fail("no block for %s", z)
 		}
+	}
+	if n.ServesPage && pages != 1 {
+		fail("%d blocks serve the page, want one", pages)
 	}
 	errs = append(errs, probes(blocks, c, template.Spec, addrs))
 	return errors.Join(errs...)

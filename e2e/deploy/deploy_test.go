@@ -39,6 +39,12 @@ func reviewing(n Node) Node {
 	return n
 }
 
+// servingPage is n with the page of the diagnostics on loopback.
+func servingPage(n Node) Node {
+	n.ServesPage = true
+	return n
+}
+
 // form is a kustomization of the cache, with the cluster that it is made for.
 type form struct {
 	dir      string
@@ -216,6 +222,8 @@ func TestComponents(t *testing.T) {
 		{"without both", ".", kubeadm, []string{"  - components/fallback\n", "", "  - components/pods\n", "", "\ncomponents:\n", "\ncomponents: []\n"}},
 		{"with access by the cluster's rules", ".", reviewing(namingPods(following(kubeadm, "kube-dns"))), []string{"  - components/pods\n", "  - components/pods\n  - components/diag-access\n"}},
 		{"add-on with access by the cluster's rules", "overlays/service-ip", reviewing(kubeadm), []string{"resources:\n", "components:\n  - ../../components/diag-access\nresources:\n"}},
+		{"with the page", ".", servingPage(namingPods(following(kubeadm, "kube-dns"))), []string{"  - components/pods\n", "  - components/pods\n  - components/diag-page\n"}},
+		{"add-on with the page", "overlays/service-ip", servingPage(kubeadm), []string{"resources:\n", "components:\n  - ../../components/diag-page\nresources:\n"}},
 		{"add-on with pods", "overlays/service-ip", namingPods(kubeadm), []string{"resources:\n", "components:\n  - ../../components/pods\nresources:\n"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -234,6 +242,61 @@ func TestComponents(t *testing.T) {
 			}
 			if err := Policy(set, c.node); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// The manual's kustomizations, as they stand there.
+func TestManualKustomizations(t *testing.T) {
+	manual, err := os.ReadFile("../../doc/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := regexp.MustCompile(`(?s)cat > my-cluster/kustomization.yaml <<'END'\n(.*?)\nEND\n`).FindSubmatch(manual)
+	own := regexp.MustCompile("(?s)```yaml\n(configMapGenerator:.*?)```").FindSubmatch(manual)
+	page := regexp.MustCompile("(?s)```yaml\n(components:\n[^`]*diag-page\n)```").FindSubmatch(manual)
+	if first == nil || own == nil || page == nil {
+		t.Fatalf("the manual has a kustomization: %t, a Corefile of one's own: %t, the page: %t", first != nil, own != nil, page != nil)
+	}
+	const mine, registry = "# mine\n", "registry.example.org/"
+	node := namingPods(following(kubeadm, "kube-dns"))
+	iptables := node
+	iptables.ExtraCaps, iptables.Lock = []core.Capability{"NET_RAW"}, true
+	s := schemaOf(t)
+	for _, c := range []struct {
+		name, added, image string
+		node               Node
+	}{
+		{"own Corefile", string(own[1]), "localcache:v1", node},
+		{"own Corefile and page", string(own[1]) + string(page[1]), "localcache:v1", servingPage(node)},
+		{"own Corefile and iptables", string(own[1]) + "components: [../deploy/components/iptables]\n", "localcache-iptables:v1", iptables},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tree := load(t)
+			raw, err := tree.Read("base/Corefile")
+			if err != nil {
+				t.Fatal(err)
+			}
+			// A last line without an end must not swallow what comes after it.
+			write(t, tree, "../my-cluster/Corefile", mine+strings.TrimSpace(string(raw)))
+			write(t, tree, "../my-cluster/kustomization.yaml", string(first[1])+"\n"+c.added)
+			objects, errs := judge(tree, s, "../my-cluster")
+			for _, err := range errs {
+				t.Error(err)
+			}
+			set, err := NewSet(objects)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := Policy(set, c.node); err != nil {
+				t.Error(err)
+			}
+			if got := set.ConfigMaps["localcache"].Data["Corefile"]; !strings.HasPrefix(got, mine) {
+				t.Errorf("the Corefile is not one's own:\n%s", got)
+			}
+			if got := set.DaemonSet.Spec.Template.Spec.Containers[0].Image; got != registry+c.image {
+				t.Errorf("image %s, want %s", got, registry+c.image)
 			}
 		})
 	}

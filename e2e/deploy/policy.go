@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -94,6 +95,8 @@ type Node struct {
 	NamesPods bool
 	// ReviewsAccess is true to the component diag-access.
 	ReviewsAccess bool
+	// ServesPage is true to the component diag-page.
+	ServesPage bool
 }
 
 // Policy checks what this project demands of the DaemonSet of the cache and of what it refers to.
@@ -143,6 +146,11 @@ func Policy(s Set, n Node) error {
 	}
 
 	errs = append(errs, security(p, c, n), account(s, p, n), rights(s, p, n), podRights(s, p, n), memory(c), mounts(s, p, c, n), services(s))
+	for name := range s.ConfigMaps {
+		if name != "localcache" {
+			fail("ConfigMap %s is sent, and nothing mounts it", name)
+		}
+	}
 	corefile, err := mountedCorefile(s, p, c)
 	if err != nil {
 		return errors.Join(append(errs, err)...)
@@ -222,12 +230,21 @@ func memory(c *core.Container) error {
 	return errors.New("GOMEMLIMIT does not follow the limit for memory")
 }
 
-// mounts wants nothing of the node but the xtables lock, and that only where iptables is in use.
+// mounts wants nothing of the node but the xtables lock, and that only where iptables is in use; and no Secret but the
+// token of the page.
 func mounts(s Set, p *core.PodSpec, c *core.Container, n Node) error {
 	var errs []error
-	lock := false
+	lock, token := false, ""
 	for _, v := range p.Volumes {
 		switch {
+		case v.Secret != nil && v.Secret.SecretName == "localcache-diag" && n.ServesPage:
+			token = v.Name
+			if v.Secret.Optional != nil && *v.Secret.Optional {
+				errs = append(errs, errors.New("the token of the page is optional: without it the process would not start, where the pod could wait"))
+			}
+			if mode := v.Secret.DefaultMode; mode == nil || *mode != 0o400 {
+				errs = append(errs, errors.New("the token of the page is for others to read too"))
+			}
 		case v.HostPath != nil && v.HostPath.Path == "/run/xtables.lock" && *v.HostPath.Type == core.HostPathFileOrCreate:
 			lock = true
 		case v.HostPath != nil:
@@ -242,7 +259,13 @@ func mounts(s Set, p *core.PodSpec, c *core.Container, n Node) error {
 	if lock != n.Lock {
 		errs = append(errs, fmt.Errorf("the xtables lock is mounted: %t, want %t", lock, n.Lock))
 	}
+	if token == "" && n.ServesPage {
+		errs = append(errs, errors.New("the token of the page is not among the volumes"))
+	}
 	for _, m := range c.VolumeMounts {
+		if token != "" && m.Name == token && (!m.ReadOnly || m.MountPath != path.Dir(pageToken)) {
+			errs = append(errs, fmt.Errorf("the token of the page is at %s, read-only: %t", m.MountPath, m.ReadOnly))
+		}
 		if m.SubPath != "" {
 			errs = append(errs, fmt.Errorf("mount %s by subPath never sees a change", m.MountPath))
 		}

@@ -267,6 +267,15 @@ test('what is in the address makes nothing but text either', async () => {
     assert.equal(await page.locator('img, main b').count(), 0, bad);
     await page.check();
   }
+  for (const bad of ['#/pods/../summary', '#/pods/%2e%2e/summary', '#/pods/./pods']) {
+    const page = await open();
+    const asked = [];
+    page.on('request', (r) => asked.push(new URL(r.url()).pathname));
+    await page.goto(program.url + bad);
+    await page.locator('.verdict').waitFor();
+    assert.ok(asked.every((p) => /^\/$|\.(js|css|svg)$|^\/api\/v1\/(stream|overview)$/.test(p)), `${bad}: asked for ${asked}`);
+    await page.check();
+  }
   const page = await open(program.url + '#/pods/shop/nobody');
   await page.getByText('shop/nobody has not asked this node').waitFor();
   page.wrong.splice(0); // the browser notes the status 404

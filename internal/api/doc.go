@@ -251,11 +251,14 @@ func (s *Server) fail(w http.ResponseWriter, path string, e *Error) {
 	s.send(w, path, code, body)
 }
 
+// ByAddress begins the note that pods are not known; in answers about several nodes those that it is about are before it.
+const ByAddress = "clients are shown by IP address"
+
 // metadata of an answer.
 func (s *Server) metadata(v *snapshot, w observe.Window) Metadata {
 	m := Metadata{Node: s.options.Node, GeneratedAt: v.at, Window: w.String(), WindowSeconds: v.queries.Coverage[w].Seconds()}
 	if known, reason := v.pods.Known(); !known {
-		m.Notes = append(m.Notes, "clients are shown by IP address: "+reason)
+		m.Notes = append(m.Notes, ByAddress+": "+reason)
 	} else if reason != "" {
 		m.Notes = append(m.Notes, "pods: "+reason)
 	}

@@ -142,8 +142,9 @@ func newFleet(t testing.TB, seed uint64, processes int) *fleet {
 }
 
 // apart are what each process has of its own: rates over its window, when it saw whom (it began later than this traffic),
-// what it had no room for, and the estimates of names, which depend on its seed.
-var apart = []string{"QueriesPerSecond", "ExchangesPerSecond", "FirstSeen", "LastSeen", "Lost", "Names", "Node", "PerNode"}
+// what it had no room for, the estimates of names, which depend on its seed, and since when an upstream fails: one may have an
+// answer where another has none.
+var apart = []string{"QueriesPerSecond", "ExchangesPerSecond", "FirstSeen", "LastSeen", "Lost", "Names", "Node", "PerNode", "FailingSince"}
 
 // same compares all else.
 func same(t *testing.T, what string, got, want any) {

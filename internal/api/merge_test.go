@@ -216,7 +216,7 @@ func TestMergeVersions(t *testing.T) {
 	summary := func(version, metadata, item string) string {
 		return `{"apiVersion":"diag.localcache.dev/` + version + `","kind":"Summary","more":1,"metadata":{` + metadata + `},"items":[` + item + `]}`
 	}
-	one := summary("v1alpha1", `"latencyBoundsSeconds":[1,2],"notes":["both","only one"]`, `{"queries":3,"hits":3,"sources":{"replay":3},"miss":{"count":1,"counts":[1]},"new":{"a":[1]}}`)
+	one := summary("v1alpha1", `"latencyBoundsSeconds":[1,2],"notes":["both","only one"]`, `{"queries":3,"hits":3,"sources":{"replay":3},"miss":{"count":1,"sumSeconds":0.5,"counts":[1]},"new":{"a":[1]}}`)
 	v := mergeBodies[Summary](t, g, one, summary("v1beta7", `"latencyBoundsSeconds":[1,2],"notes":["both"],"later":true`, `{"queries":2}`))
 	if s := v.Items[0]; s.Queries != 5 || s.Hits != 3 || s.HitRatio != 0.6 || s.Miss.P50Seconds != 0.5 {
 		t.Errorf("got %+v", s)

@@ -3,7 +3,8 @@ package api
 import (
 	"math"
 	"slices"
-	"time"
+
+	"localcache.dev/localcache/internal/observe"
 )
 
 // add does not overflow: what one node says is not to make a small number of the large ones of others.
@@ -57,42 +58,60 @@ func (l *Latency) add(o *Latency, bounds []float64) {
 	if l.Count > 0 {
 		l.MeanSeconds = l.SumSeconds / float64(l.Count)
 	}
-	l.P50Seconds, l.P90Seconds, l.P99Seconds = l.quantile(0.5, bounds), l.quantile(0.9, bounds), l.quantile(0.99, bounds)
+	l.P50Seconds, l.P90Seconds, l.P99Seconds = l.Quantile(0.5, bounds), l.Quantile(0.9, bounds), l.Quantile(0.99, bounds)
 }
 
-// quantile estimates as observe.Latency does: the middle of the bucket. The last bucket has no bound; it is taken
-// to be as wide as the two before it, since there are two an octave.
-func (l *Latency) quantile(q float64, bounds []float64) float64 {
-	total := uint64(0)
-	for _, n := range l.Counts {
-		total = add(total, n)
-	}
-	if total == 0 || len(bounds) == 0 {
+// Quantile is what observe.Latency's Quantile is, in seconds. bounds are Metadata.LatencyBoundsSeconds. The last bucket
+// has no bound; it is taken to be as wide as the two before it, since there are two an octave.
+func (l *Latency) Quantile(q float64, bounds []float64) float64 {
+	if len(bounds) == 0 {
 		return 0
 	}
-	rank := min(max(uint64(q*float64(total)), 1), total)
-	at := 0
-	for ; at < len(l.Counts)-1 && rank > l.Counts[at]; at++ {
-		rank -= l.Counts[at]
+	total, above := uint64(0), math.Round(l.SumSeconds*1e9) // nanoseconds, as all that follows
+	for i, n := range l.Counts {
+		if n > 0 {
+			low, _ := bucket(i, bounds)
+			above -= low * float64(n)
+			total = add(total, n)
+		}
 	}
-	at = min(at, len(bounds))
-	low, high := 0.0, 0.0
-	if at > 0 {
-		low = bounds[at-1]
+	rank := observe.Rank(q, total)
+	for i, n := range l.Counts {
+		if n > 0 && rank <= n {
+			low, high := bucket(i, bounds)
+			if share := math.Floor(above / float64(n-rank+1)); share >= 0 && share < high-low {
+				return (low + share) / 1e9
+			}
+			return high / 1e9 // the sum does not narrow it, or is not that of the counts
+		}
+		rank -= n
+	}
+	return 0
+}
+
+// bucket is from where to where bucket i counts, in nanoseconds.
+func bucket(i int, bounds []float64) (low, high float64) {
+	i = min(i, len(bounds))
+	if i > 0 {
+		low = bounds[i-1]
 	}
 	switch {
-	case at < len(bounds):
-		high = bounds[at]
-	case at > 2:
-		high = low + low - bounds[at-3]
+	case i < len(bounds):
+		high = bounds[i]
+	case i > 2:
+		high = low + low - bounds[i-3]
 	default:
 		high = low
 	}
-	middle := addFloat(low, high) / 2
-	if math.Abs(middle) > 1e9 {
-		return middle
-	}
-	return time.Duration(math.Round(middle * 1e9)).Seconds()
+	nanoseconds := func(seconds float64) float64 { return addFloat(math.Round(seconds*1e9), 0) }
+	return nanoseconds(low), nanoseconds(high)
+}
+
+// QuantileOf is the quantile of both together: never above that of both of them.
+func QuantileOf(a, b *Latency, q float64, bounds []float64) float64 {
+	both := *a
+	both.add(b, bounds)
+	return min(both.Quantile(q, bounds), max(a.Quantile(q, bounds), b.Quantile(q, bounds)))
 }
 
 // add merges the traffic of another node or process into t.

@@ -60,7 +60,10 @@ func (u *Upstream) add(o *Upstream, bounds []float64) {
 	u.InFlight = addInt(u.InFlight, o.InFlight)
 	u.OpenConnections = int(addInt(int64(u.OpenConnections), int64(o.OpenConnections)))
 	u.LastAnswer = later(u.LastAnswer, o.LastAnswer)
-	if u.LastFailure == nil || o.LastFailure != nil && o.LastFailure.At.After(u.LastFailure.At) {
-		u.LastFailure = o.LastFailure
+	if u.FailingSince == nil || o.FailingSince != nil && o.FailingSince.Before(*u.FailingSince) {
+		u.FailingSince = o.FailingSince
+	}
+	if a, b := u.LastFailure, o.LastFailure; a == nil || b != nil && (a.Probe && !b.Probe || a.Probe == b.Probe && b.At.After(a.At)) {
+		u.LastFailure = b
 	}
 }

@@ -17,9 +17,12 @@ const (
 	maxQuery     = 2048 // bytes of all parameters
 	maxValue     = 512  // of one: a name in presentation format of no more than half escaped bytes
 	defaultLimit = 100
-	maxLimit     = 2048 // more than there can be clients on a node that Kubernetes supports
+	maxLimit     = MaxLimit
 	maxAge       = 1000 * time.Hour
 )
+
+// MaxLimit is the most that the parameter limit can be: more than there can be clients on a node that Kubernetes supports.
+const MaxLimit = 2048
 
 // parameter describes a parameter of a request.
 type parameter struct {
@@ -107,6 +110,9 @@ var (
 		if v == "" {
 			return fmt.Errorf("a domain name is expected, such as example.org")
 		}
+		if err := checkName(v); err != nil {
+			return err
+		}
 		if !strings.HasSuffix(v, ".") {
 			v += "."
 		}
@@ -160,6 +166,54 @@ func outcomes() []string {
 		list[o] = observe.Outcome(o).String()
 	}
 	return list
+}
+
+// CheckParameter tells whether a GET of path takes a parameter of this value. The error says what is accepted.
+func CheckParameter(path, name, value string) error {
+	e := endpointOf(path)
+	if e == nil {
+		return fmt.Errorf("there is nothing at %s", cut(path))
+	}
+	for _, q := range e.params {
+		if q.name == name && len(value) > maxValue {
+			return fmt.Errorf("accepted are at most %d bytes", maxValue)
+		}
+		if q.name == name {
+			return q.set(new(params), value)
+		}
+	}
+	return fmt.Errorf("it is not for %s, which takes %s", path, e.parameterNames())
+}
+
+// checkName tells whether v is a domain name in presentation format (RFC 1035, section 5.1). Which characters a label
+// has is nobody's business here.
+func checkName(v string) error {
+	whole, label := 1, 0 // bytes on the wire
+	for i := 0; v != "." && i < len(v); i++ {
+		switch v[i] {
+		case '.':
+			if label == 0 {
+				return fmt.Errorf("a label is empty: a domain name is expected, such as example.org")
+			}
+			label = 0
+			continue
+		case '\\':
+			if digits := v[i+1:]; len(digits) >= 3 && strings.Trim(digits[:3], "0123456789") == "" {
+				i += 3
+			} else if i++; i == len(v) {
+				return fmt.Errorf("a backslash is at its end")
+			}
+		}
+		if label == 0 {
+			whole++
+		}
+		label++
+		whole++
+		if label > 63 || whole > 255 {
+			return fmt.Errorf("a label has at most 63 bytes, and a domain name 255")
+		}
+	}
+	return nil
 }
 
 // parse reads the parameters of a request for e. What is not known is refused: a filter that is misspelt must

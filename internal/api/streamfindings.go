@@ -118,7 +118,7 @@ func upstreamFindings(upstreams []observe.UpstreamSnapshot) (all []Finding) {
 			if ratio >= failureMost {
 				severity = severityError
 			}
-			since, more := failingSince(u.Failures)
+			since, more := failingSince(u)
 			failing = append(failing, Finding{
 				Code: "upstream_fails", Severity: severity, Upstream: u.Upstream, Proto: u.Proto.String(), Since: since, SinceAtLeast: more, weight: float64(c.Failures()),
 				Text: fmt.Sprintf("Upstream %s fails: %s of %s in the last minute, mostly %s", name, share(c.Failures(), c.Exchanges()), count(c.Exchanges(), "exchange"), mostly(c)),
@@ -128,7 +128,7 @@ func upstreamFindings(upstreams []observe.UpstreamSnapshot) (all []Finding) {
 		if p90 := c.Latency.Quantile(0.9); c.Answers() >= slowFew && p90 >= slowAnswers {
 			all = append(all, Finding{
 				Code: "upstream_slow", Severity: severityWarning, Upstream: u.Upstream, Proto: u.Proto.String(), weight: p90.Seconds(),
-				Text: fmt.Sprintf("Upstream %s is slow: one answer in ten takes %s or more", name, brief(p90)),
+				Text: fmt.Sprintf("Upstream %s is slow: one answer in ten takes about %s or more", name, brief(p90)),
 			})
 		}
 	}
@@ -160,9 +160,13 @@ func mostly(c *observe.UpstreamCounts) string {
 	return strings.ReplaceAll(most.String(), "_", " ")
 }
 
-// failingSince is when the run of failures began that the newest belongs to. more tells that failures before it have
-// been forgotten. Health checks count: they fail while nobody asks.
-func failingSince(newestFirst []observe.Exchange) (since *time.Time, more bool) {
+// failingSince is when the outage began or, of an upstream that answers now and then, the run of failures that the newest
+// belongs to. more tells that failures before it have been forgotten. Health checks count: they fail while nobody asks.
+func failingSince(u *observe.UpstreamSnapshot) (since *time.Time, more bool) {
+	if !u.FailingSince.IsZero() {
+		return &u.FailingSince, false
+	}
+	newestFirst := u.Failures
 	for i := range newestFirst {
 		at := newestFirst[i].Start.Add(newestFirst[i].Duration).Round(0)
 		if since != nil && since.Sub(at) > sameRun {
@@ -186,7 +190,7 @@ func trafficFindings(q *observe.QueriesSnapshot) (all []Finding) {
 	if waited := &q.Queued[findingWindow]; waited.Count() >= queueFew && waited.Quantile(0.99) >= queueSlow {
 		all = append(all, Finding{
 			Code: "queue", Severity: severityWarning, weight: waited.Quantile(0.99).Seconds(),
-			Text: fmt.Sprintf("Queries wait to be read: one in a hundred for %s or more", brief(waited.Quantile(0.99))),
+			Text: fmt.Sprintf("Queries wait to be read: one in a hundred for about %s or more", brief(waited.Quantile(0.99))),
 			Hint: "localcache lacks processor time: look at its CPU limit and at the node's load",
 		})
 	}

@@ -186,12 +186,16 @@ func TestFailingSince(t *testing.T) {
 		{at(time.Second, time.Minute, 4*time.Minute), time.Minute, false},
 		{many, (observe.RecentFailures - 1) * time.Second, true},
 	} {
-		since, more := failingSince(tt.failures)
+		since, more := failingSince(&observe.UpstreamSnapshot{Failures: tt.failures})
 		if since == nil || now.Sub(*since).Round(time.Millisecond) != tt.want || more != tt.more {
 			t.Errorf("%d failures: since %v, %v, want %v, %v", len(tt.failures), since, more, tt.want, tt.more)
 		}
 	}
-	if since, more := failingSince(nil); since != nil || more {
+	down := observe.UpstreamSnapshot{FailingSince: now.Add(-time.Hour), Failures: many}
+	if since, more := failingSince(&down); since == nil || !since.Equal(down.FailingSince) || more {
+		t.Errorf("down since %v, %v, want an hour ago for certain", since, more)
+	}
+	if since, more := failingSince(new(observe.UpstreamSnapshot)); since != nil || more {
 		t.Errorf("got %v", since)
 	}
 }

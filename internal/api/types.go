@@ -127,8 +127,11 @@ type Upstream struct {
 	BytesIn            uint64            `json:"bytesIn"`
 	Latency            Latency           `json:"latency"` // of answers only
 	// What follows is of this moment, not of the window.
-	InFlight        int64        `json:"inFlight"`
-	LastAnswer      *time.Time   `json:"lastAnswer,omitempty"`
+	InFlight   int64      `json:"inFlight"`
+	LastAnswer *time.Time `json:"lastAnswer,omitempty"`
+	// FailingSince is when the first exchange or health check failed that no answer came after.
+	FailingSince *time.Time `json:"failingSince,omitempty"`
+	// LastFailure is of a client's exchange, or of a health check where only these failed.
 	LastFailure     *Failure     `json:"lastFailure,omitempty"`
 	OpenConnections int          `json:"openConnections"`
 	Connections     []Connection `json:"connections"`

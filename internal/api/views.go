@@ -2,6 +2,7 @@ package api
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"localcache.dev/localcache/internal/observe"
@@ -95,8 +96,11 @@ func upstreamItem(u *observe.UpstreamSnapshot, w observe.Window) Upstream {
 	if !u.LastAnswer.IsZero() {
 		item.LastAnswer = &u.LastAnswer
 	}
+	if !u.FailingSince.IsZero() {
+		item.FailingSince = &u.FailingSince
+	}
 	if len(u.Failures) > 0 {
-		f := failureItem(&u.Failures[0])
+		f := failureItem(&u.Failures[max(0, slices.IndexFunc(u.Failures, func(e observe.Exchange) bool { return !e.Probe }))])
 		item.LastFailure = &f
 	}
 	for i, o := range u.Connections {

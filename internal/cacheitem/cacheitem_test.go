@@ -69,7 +69,7 @@ func TestOpenRefuses(t *testing.T) {
 	for _, c := range []any{
 		nil, likeCache{}, (*likeCache)(nil), &likeCache{}, 7, &struct{ pcache int }{1},
 		&struct{ pcache, ncache *store[other] }{&store[other]{}, &store[other]{}},
-		&struct{ pcache, ncache *store[typed] }{&store[typed]{}, &store[typed]{}},
+		&struct{ pcache, ncache *store[typed] }{&store[typed]{map[uint64]*typed{1: {origTTL: 1, stored: time.Time{}}}}, &store[typed]{}},
 		&struct {
 			pcache *store[answer]
 			ncache *store[other]
@@ -81,7 +81,7 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 	type undated struct{ origTTL uint32 }
-	it, err := Open(&struct{ pcache, ncache *store[undated] }{&store[undated]{}, &store[undated]{}})
+	it, err := Open(&struct{ pcache, ncache *store[undated] }{&store[undated]{map[uint64]*undated{1: {origTTL: 30}}}, &store[undated]{}})
 	if err != nil || it.Dated() {
 		t.Errorf("without a date: %v", err)
 	}

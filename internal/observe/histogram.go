@@ -86,21 +86,7 @@ func (b *Buckets) Count() uint64 {
 	return n
 }
 
-// Quantile estimates the duration below which the share q of all lies, 0 < q ≤ 1, as the middle of
-// its bucket; 0 where nothing was counted.
+// Quantile is a duration within which the share q of all lies, 0 < q ≤ 1, as that of Latency.
 func (b *Buckets) Quantile(q float64) time.Duration {
-	total := b.Count()
-	if total == 0 {
-		return 0
-	}
-	rank := uint64(q * float64(total))
-	rank = min(max(rank, 1), total)
-	for i, c := range b.Counts {
-		if rank <= c {
-			low, high := BucketBounds(i)
-			return (low + high) / 2
-		}
-		rank -= c
-	}
-	return 0
+	return quantile(b.Counts[:], b.Sum, q, BucketBounds)
 }

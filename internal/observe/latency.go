@@ -1,6 +1,9 @@
 package observe
 
-import "time"
+import (
+	"math"
+	"time"
+)
 
 // NumLatencyBuckets is the number of buckets of a Latency: the first for all below 32 µs, the last for
 // all from 4.2 s on, and two an octave between.
@@ -60,20 +63,44 @@ func (l *Latency) Mean() time.Duration {
 	return 0
 }
 
-// Quantile estimates the duration below which the share q of all lies, 0 < q ≤ 1, as the middle of its
-// bucket, which is within a quarter of the true one; 0 where nothing was counted.
+// Quantile is a duration within which the share q of all lies, 0 < q ≤ 1: the least that is certain, at most
+// the upper bound of the bucket and, of few, hardly above the true one; 0 where nothing was counted.
 func (l *Latency) Quantile(q float64) time.Duration {
-	total := l.Count()
-	if total == 0 {
-		return 0
+	return quantile(l.Counts[:], l.Sum, q, LatencyBounds)
+}
+
+// Rank is which of total durations in ascending order is the quantile q: the first within which at least the share
+// q of all lies (the nearest rank). It is 0 of none.
+func Rank(q float64, total uint64) uint64 {
+	// 0.07 × 100 is a little more than 7.
+	rank := math.Ceil(q * float64(total) * (1 - 1e-12))
+	if q >= 1 || rank >= float64(total) {
+		return total
 	}
-	rank := min(max(uint64(q*float64(total)), 1), total)
-	for i, c := range l.Counts {
-		if rank <= c {
-			low, high := LatencyBounds(i)
-			return (low + high) / 2
+	return min(max(uint64(rank), 1), total)
+}
+
+// quantile is an upper bound of the duration of rank Rank(q). The sum narrows the bucket down: what it has above the
+// lower bounds of all buckets is shared by at least those of this bucket that are not shorter.
+func quantile(counts []uint64, sum time.Duration, q float64, bounds func(i int) (low, high time.Duration)) time.Duration {
+	total, above := uint64(0), float64(sum)
+	for i, n := range counts {
+		if n > 0 {
+			low, _ := bounds(i)
+			above -= float64(low) * float64(n)
+			total += n
 		}
-		rank -= c
+	}
+	rank := Rank(q, total)
+	for i, n := range counts {
+		if n > 0 && rank <= n {
+			low, high := bounds(i)
+			if above < 0 { // the counts are not those of the sum
+				return high
+			}
+			return low + time.Duration(min(above/float64(n-rank+1), float64(high-low)))
+		}
+		rank -= n
 	}
 	return 0
 }

@@ -158,7 +158,7 @@ func TestFailureRingKeepsTheNewest(t *testing.T) {
 	s := sink.Sink("a", UDP)
 	for i := range RecentFailures + 5 {
 		s.Begin()
-		s.End(&Exchange{Outcome: Reset, Err: fmt.Sprint(i)})
+		s.End(&Exchange{Start: epoch.Add(time.Duration(i)), Outcome: Reset, Err: fmt.Sprint(i)})
 	}
 	failures := sink.Snapshot()[0].Failures
 	if len(failures) != RecentFailures || failures[0].Err != fmt.Sprint(RecentFailures+4) || failures[RecentFailures-1].Err != "5" {

@@ -179,6 +179,9 @@ func clone(t *testing.T, s *QueriesSnapshot) *QueriesSnapshot {
 // TestMergeNodes: what two nodes have seen, merged, is what one would have seen.
 func TestMergeNodes(t *testing.T) {
 	one, left, right := newQueries(QueriesOptions{}, epoch), newQueries(QueriesOptions{}, epoch), newQueries(QueriesOptions{}, epoch)
+	for _, s := range []*Queries{one, left, right} {
+		s.seed = [3]uint64{1, 2, 3} // by chance most clients may fall into one shard, which remembers few stories
+	}
 	list := traffic(5000, 40, 20, epoch)
 	for i := range list {
 		q := &list[i]

@@ -11,8 +11,11 @@ const (
 	// DefaultMaxUpstreams is how many pairs of upstream and transport get statistics of their own.
 	// One costs about 16 KiB. kube-dns and the node's resolvers are fewer than 20 pairs.
 	DefaultMaxUpstreams = 256
-	// RecentFailures is how many failures each pair remembers.
+	// RecentFailures is how many failures of clients' exchanges each pair remembers.
 	RecentFailures = 32
+	// RecentProbes is how many failed health checks each pair remembers: the first and the latest one of each
+	// of its last outages.
+	RecentProbes = 4
 	// Overflow is the name under which further upstreams are counted together.
 	Overflow = "~other"
 )
@@ -135,7 +138,9 @@ type UpstreamSnapshot struct {
 	// LastAnswer and LastFailure are zero where there was none; probes count.
 	LastAnswer  time.Time
 	LastFailure time.Time
-	// Failures are the most recent failures, newest first.
+	// FailingSince is when the first exchange or health check failed that no answer came after; zero while it answers.
+	FailingSince time.Time
+	// Failures are the most recent failures, newest first: RecentFailures of clients, RecentProbes of health checks.
 	Failures []Exchange
 }
 
@@ -157,12 +162,15 @@ type upstreamStats struct {
 	bytesIn    atomic.Uint64
 	lastAnswer atomic.Int64 // Unix nanoseconds
 	lastEnd    atomic.Int64
-	latency    Histogram
+	// failingSince is in Unix nanoseconds, 0 while it answers.
+	failingSince atomic.Int64
+	latency      Histogram
 
 	nextMark atomic.Int64
 
 	mu       sync.Mutex
 	failures ring
+	probed   outages
 	marks    marks[UpstreamCounts]
 }
 
@@ -181,10 +189,11 @@ func (s *upstreamStats) End(e *Exchange) {
 	s.bytesIn.Add(uint64(e.BytesIn))
 	if e.Outcome.Answer() {
 		s.lastAnswer.Store(end)
+		if s.failingSince.Load() != 0 {
+			s.recovered()
+		}
 	} else {
-		s.mu.Lock()
-		s.failures.push(e)
-		s.mu.Unlock()
+		s.failed(e, end)
 	}
 	if e.Probe {
 		s.probes[e.Outcome].Add(1)
@@ -203,6 +212,34 @@ func (s *upstreamStats) End(e *Exchange) {
 	if e.Reused {
 		s.reused.Add(1)
 	}
+}
+
+// failed remembers e, which ended without an answer.
+func (s *upstreamStats) failed(e *Exchange, end int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.Probe {
+		s.probed.push(e)
+	} else {
+		s.failures.push(e)
+	}
+	if s.failingSince.Load() != 0 {
+		return
+	}
+	s.failingSince.Store(end)
+	// What came after e had been sent proves more than e. It may come while this runs: either sees the other.
+	if answered := s.lastAnswer.Load(); answered != 0 && answered > e.Start.UnixNano() {
+		s.failingSince.Store(0)
+		s.probed.over()
+	}
+}
+
+// recovered takes note of an answer after failures.
+func (s *upstreamStats) recovered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failingSince.Store(0)
+	s.probed.over()
 }
 
 // Drop implements Sink.
@@ -239,7 +276,10 @@ func (s *upstreamStats) snapshot() UpstreamSnapshot {
 		v.LastAnswer = time.Unix(0, at)
 	}
 	s.mu.Lock()
-	v.Failures = s.failures.newestFirst()
+	v.Failures = recentFailures(s.failures.newestFirst(), s.probed.list())
+	if at := s.failingSince.Load(); at != 0 {
+		v.FailingSince = time.Unix(0, at)
+	}
 	s.mu.Unlock()
 	if len(v.Failures) > 0 {
 		v.LastFailure = v.Failures[0].Start.Add(v.Failures[0].Duration)

@@ -149,11 +149,10 @@ func (s *UpstreamSnapshot) Add(other *UpstreamSnapshot) {
 	if other.LastFailure.After(s.LastFailure) {
 		s.LastFailure = other.LastFailure
 	}
-	s.Failures = slices.Concat(s.Failures, other.Failures)
-	slices.SortStableFunc(s.Failures, func(a, b Exchange) int {
-		return cmp.Or(b.Start.Add(b.Duration).Compare(a.Start.Add(a.Duration)), a.Local.Compare(b.Local), cmp.Compare(a.Err, b.Err))
-	})
-	s.Failures = s.Failures[:min(len(s.Failures), RecentFailures)]
+	if s.FailingSince.IsZero() || !other.FailingSince.IsZero() && other.FailingSince.Before(s.FailingSince) {
+		s.FailingSince = other.FailingSince
+	}
+	s.Failures = recentFailures(s.Failures, other.Failures)
 	open := s.OpenConnections + other.OpenConnections
 	list := slices.Concat(s.Connections, other.Connections)
 	sortConnections(list)

@@ -95,7 +95,7 @@ func TestMergeUpstreams(t *testing.T) {
 		if i > 0 && (all[i].Upstream < all[i-1].Upstream || all[i].Upstream == all[i-1].Upstream && all[i].Proto <= all[i-1].Proto) {
 			t.Errorf("%s/%s comes after %s/%s", all[i].Upstream, all[i].Proto, all[i-1].Upstream, all[i-1].Proto)
 		}
-		if len(all[i].Failures) > RecentFailures {
+		if len(all[i].Failures) > RecentFailures+RecentProbes {
 			t.Errorf("%d failures", len(all[i].Failures))
 		}
 	}

@@ -152,7 +152,7 @@ function remember(findings) {
   began = now;
 }
 
-// announce tells those who listen that the verdict is another one; numbers that change are not read out.
+// announce tells those who listen that the verdict is another one.
 let announced = '';
 function announce(f) {
   const about = [f.code, f.severity, f.upstream, f.proto, f.client && views.clientName(f.client)].join(' ');
@@ -231,8 +231,9 @@ function read() {
   try {
     parts = path.split('/').filter((p) => p !== '').map(decodeURIComponent);
   } catch {
-    parts = []; // an address that was cut in the middle of a character
+    parts = []; // cut within a character
   }
+  if (parts.some((p) => /^\.\.?$/.test(p))) parts = []; // another path
   const view = routes[parts[0] ?? '']?.[Math.max(0, parts.length - 1)] ?? views.overview;
   state.args = view === views.overview ? [] : parts.slice(1);
   state.section = view === views.overview ? '' : parts[0];

@@ -38,7 +38,7 @@ const queryID = (q) => [q.receivedAt, clientName(q.client), q.port, q.id, q.type
 const words = (s) => s.replaceAll('_', ' ');
 const failures = new Set(['timeout', 'conn_refused', 'unreachable', 'reset', 'bad_reply']);
 const grade = (outcome) => (failures.has(outcome) ? 'bad' : outcome === 'servfail' || outcome === 'refused' || outcome === 'other_rcode' ? 'poor' : 'fine');
-// ended is how an exchange went, in words, and how well: one that was under way when another one answered has not failed.
+// ended is how an exchange went, in words, and how well: one that was overtaken has not failed.
 const ended = (q, e) => (e.overtaken ? ['overtaken', 'none'] : [words(e.outcome), grade(e.outcome)]);
 const step = ([text, kind], title) => h('span', { class: 'step ' + kind, title }, text);
 const rcodeGrade = (rcode) => (rcode === 'NOERROR' || rcode === 'NXDOMAIN' ? '' : rcode === 'NOREPLY' ? 'poor' : 'bad');
@@ -59,8 +59,7 @@ function section(title, remark, ...children) {
 }
 const empty = (text) => h('p', { class: 'empty' }, text);
 
-// table draws rows of {key, cells, path}. Columns are [title, class]; the first cell has the row's link, and the row goes where
-// it goes.
+// table draws rows of {key, cells, path}. Columns are [title, class]; the first cell has the row's link.
 function table(caption, columns, rows) {
   const head = columns.map(([title, cls]) => h('th', { scope: 'col', class: cls }, title));
   return h('div', { class: 'scroll', role: 'group', tabindex: rows.some((r) => r.path) ? null : '0', 'aria-label': caption },
@@ -123,9 +122,9 @@ function tiles() {
     tile('Queries', rate(s.queriesPerSecond), '/s', `${num(s.queries)} of ${num(s.clients)} client${s.clients === 1 ? '' : 's'}`, line('queries')),
     tile('From memory', pct(s.hits, s.queries), '', s.sources.stale ? `${num(s.sources.stale)} of them past the TTL` : `${num(s.queries - s.hits)} had to wait for an upstream`, line('hits', { max: 1, kind: 'good' })),
     tile('Failed exchanges', pct(s.upstreamFailures, s.upstreamExchanges), '', `${num(s.upstreamFailures)} of ${num(s.upstreamExchanges)} with upstreams`, line('failed', { max: 1, bars: true, kind: 'bad' }), s.upstreamFailures ? 'bad' : ''),
-    tile('Miss, median', s.miss.count ? dur(s.miss.p50Seconds) : '–', '', s.miss.count ? `1 in 100: ${dur(s.miss.p99Seconds)} or more` : 'no miss', null),
+    tile('Miss, median', s.miss.count ? dur(s.miss.p50Seconds) : '–', '', s.miss.count ? `99 in 100 within ${dur(s.miss.p99Seconds)}` : 'no miss', null),
     tile('Errors', pct(wrong, s.queries), '', `${num(s.rcodes.servfail)} SERVFAIL, ${pct(missing, s.queries)} NXDOMAIN`, null, wrong ? 'bad' : ''),
-    tile('Asked again', num(s.retransmitTotal), '', s.retransmitTotal ? 'clients waited in vain' : 'no client waited in vain', null, s.retransmitTotal ? 'poor' : ''));
+    tile('Asked again', num(s.retransmitTotal), '', s.retransmitTotal ? 'repeated by clients' : 'none repeated', null, s.retransmitTotal ? 'poor' : ''));
 }
 
 const failureSpark = (u, kind, wide, high) => spark(state.history.map((p) => [p.t, p.upstreams.get(u.upstream + ' ' + u.proto) ?? null]), ...state.span(), { max: 1, bars: true, kind, wide, high });
@@ -188,14 +187,17 @@ function names(list, by) {
   })));
 }
 
+const sources = { replay: 'the cache', cache: 'the cache', stale: 'the cache, past its TTL', local: 'this node’s own data' };
+const from = (q) => sources[q.source] ?? q.source;
+
 function queries(list, none) {
   if (list.length === 0) return empty(none);
   return table('Slow and failed queries', [['Received'], ['Client', 'opt'], ['Name'], ['Answer'], ['Took', 'n'], ['Exchanges', 'opt']], list.map((q) => ({
     key: queryID(q), path: ['queries', queryID(q)],
     cells: [
-      link(['queries', queryID(q)], time(q.receivedAt)), clientLink(q.client), [nameLink(q.name), ' ', span('tag', q.type)],
+      link(['queries', queryID(q)], time(q.receivedAt)), clientLink(q.client), [nameLink(q.name), ' ', span('tag', q.type), span('narrow mono', clientName(q.client))],
       span(rcodeGrade(q.rcode), q.rcode), dur(q.durationSeconds),
-      q.exchanges.length === 0 ? span('calm', 'none') : q.exchanges.map((e) => step(ended(q, e), `${e.upstream} ${e.proto}, ${dur(e.durationSeconds)}`)),
+      q.exchanges.length === 0 ? span('calm', q.source === 'upstream' ? 'none' : 'from ' + from(q)) : q.exchanges.map((e) => step(ended(q, e), `${e.upstream} ${e.proto}, ${dur(e.durationSeconds)}`)),
     ],
   })));
 }
@@ -365,11 +367,11 @@ export const nameDetail = {
 
 const queryFacts = (q) => facts([
   ['Received', [time(q.receivedAt)]], ['Client', [clientLink(q.client), span('calm', ` port ${q.port}, ID ${q.id}`)]], ['Transport', q.proto], ['Answer', span(rcodeGrade(q.rcode), q.rcode)],
-  ['From', { replay: 'the fast path', cache: 'the cache', stale: 'the cache, past its TTL', upstream: 'an upstream', local: 'this node’s own data' }[q.source] ?? q.source],
+  ['From', from(q)],
   ['Took', dur(q.durationSeconds)], ['Waited for upstreams', dur(q.upstreamSeconds)], ['In the socket’s queue', q.queuedSeconds ? dur(q.queuedSeconds) : 'none, or unknown'],
 ]);
 
-// laid says when each exchange began. Where the server does not tell: after the one before, but so that it ended in time.
+// laid says when each exchange began; where the server does not tell, after the one before.
 function laid(q) {
   let at = q.queuedSeconds;
   return q.exchanges.map((e) => {
@@ -416,7 +418,7 @@ export const queryDetail = {
       head, heading(nameLink(q.name), ' ', span('tag', q.type)),
       data.gone && note('The node has forgotten it meanwhile; this is what was known.'),
       queryFacts(q),
-      section('What it waited for', null, q.exchanges.length ? waterfall(q) : empty('For no upstream: the answer was made on this node.')),
+      section('What it waited for', null, q.exchanges.length ? waterfall(q) : empty('For no upstream.')),
     ];
   },
 };
