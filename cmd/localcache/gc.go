@@ -45,8 +45,14 @@ type heapKeeper struct {
 func newHeapKeeper() *heapKeeper {
 	return &heapKeeper{
 		allocated: allocatedBytes, live: liveBytes, percent: defaultGCPercent, grown: true,
-		setPercent: func(p int) { debug.SetGCPercent(p) }, giveBack: debug.FreeOSMemory,
+		setPercent: func(p int) { debug.SetGCPercent(p) }, giveBack: giveBackMemory,
 	}
+}
+
+// giveBackMemory gives back what is free, and lets go of the program's own pages. Where that is not possible they stay.
+func giveBackMemory() {
+	debug.FreeOSMemory()
+	_ = forgetText()
 }
 
 // keepHeap keeps the heap until stop is called. It does nothing where GOGC says what is wanted. GOMEMLIMIT stays in

@@ -22,6 +22,8 @@ var (
 		"Counter of silent clients whose statistics went into those of all others, to make room.", nil, nil)
 	descInFlight = prometheus.NewDesc("coredns_diag_queries_in_flight",
 		"Queries in the chain of handlers.", nil, nil)
+	descInsertFailed = prometheus.NewDesc("coredns_diag_conntrack_insert_failed_total",
+		"Counter of new connections of the node that the connection tracker dropped in a race for their entry.", nil, nil)
 	descRequests = prometheus.NewDesc("coredns_diag_api_requests_total",
 		"Counter of answers of the diagnostics API, by endpoint and HTTP status.", []string{"path", "code"}, nil)
 )
@@ -43,7 +45,7 @@ type collector struct {
 
 // Describe implements prometheus.Collector.
 func (collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descRetransmits, descSuspected, descDropped, descClients, descEvictions, descInFlight, descRequests, descPodQueries, descPodDuration, descPodRetransmits} {
+	for _, d := range []*prometheus.Desc{descRetransmits, descSuspected, descDropped, descClients, descEvictions, descInFlight, descInsertFailed, descRequests, descPodQueries, descPodDuration, descPodRetransmits} {
 		ch <- d
 	}
 }
@@ -72,5 +74,8 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(descClients, prometheus.GaugeValue, float64(t.Clients))
 	ch <- prometheus.MustNewConstMetric(descInFlight, prometheus.GaugeValue, float64(t.InFlight))
+	if n, err := insertFailed(); err == nil { // else there is no connection tracker here
+		counter(descInsertFailed, n)
+	}
 	c.pods.collect(c.plugin, ch)
 }

@@ -1,6 +1,7 @@
 package diag
 
 import (
+	"slices"
 	"sort"
 	"strings"
 	"testing"
@@ -32,6 +33,13 @@ func TestMetrics(t *testing.T) {
 		sort.Strings(labels)
 		got = append(got, f.GetName()+"{"+strings.Join(labels, ",")+"} "+strings.ToLower(f.GetType().String()))
 		series += len(f.GetMetric())
+	}
+	if _, err := insertFailed(); err == nil {
+		if !slices.Contains(got, "coredns_diag_conntrack_insert_failed_total{} counter") {
+			t.Errorf("got %q", got)
+		}
+		got = slices.DeleteFunc(got, func(s string) bool { return strings.Contains(s, "conntrack") })
+		series--
 	}
 	const want = `coredns_diag_client_evictions_total{} counter
 coredns_diag_client_retransmits_suspected_total{cause} counter
