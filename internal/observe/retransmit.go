@@ -181,6 +181,10 @@ func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
 	i := halfOf(q.Type)
 	mine, other := &e.half[i], &e.half[1-i]
 	seen := asked{port: q.Client.Port(), id: q.ID, now: now}
+	if before := since(now, mine.asked); age == 0 && mine.fresh(now) && before <= known && mine.port == seen.port && mine.id == seen.id && mine.answer != failed {
+		// A flood has pushed the single question out of the memory, but the name has it too.
+		age, state = before, exactState(mine.answer)
+	}
 	if q.Type == typeA || q.Type == typeAAAA {
 		c.countAddress(near(now, other.asked, pairGap) && !near(now, mine.asked, pairGap))
 	}

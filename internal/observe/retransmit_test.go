@@ -248,6 +248,21 @@ func TestRetransmits(t *testing.T) {
 }
 
 // TestRetransmitMoments checks every way of Go's time to be a little off, and where it ends.
+// TestRetransmitInAFlood: others ask so much meanwhile that single questions are not remembered. The names are.
+func TestRetransmitInAFlood(t *testing.T) {
+	in := pairs(
+		arrival{at: 0, qtype: a, port: 1, id: 1}, arrival{at: 0.1, qtype: aaaa, port: 1, id: 2},
+		arrival{at: 5005, qtype: a, port: 1, id: 1}, arrival{at: 5005.1, qtype: aaaa, port: 1, id: 2},
+	)
+	for i := range 40_000 {
+		in = append(in, arrival{at: 10_001 + float64(i)/10, client: 100 + i%20, name: fmt.Sprintf("n%d.example.", i%3), qtype: a, port: uint16(i), id: uint16(i / 7)})
+	}
+	got, _ := play(t, in)
+	if got.Retransmits[Glibc][ReplyLost] != 1 {
+		t.Errorf("retransmits %v, suspected %v", got.Retransmits, got.Suspected)
+	}
+}
+
 func TestRetransmitMoments(t *testing.T) {
 	for at := 4900; at <= 5200; at += 5 {
 		got, _ := play(t, pairs(
