@@ -163,8 +163,14 @@ func (s *stream) send(q *question) {
 		if errors.Join(conn.SetWriteDeadline(q.end), conn.WriteMsg(q.msg)) == nil {
 			return
 		}
-		s.drop(conn)
+		left := s.drop(conn) // q is among them, unless the reader found the end first and has taken them
 		q.again = true
+		for _, other := range left {
+			if other != q {
+				other.again = true
+				s.send(other)
+			}
+		}
 	}
 }
 
