@@ -161,6 +161,20 @@ func (c *Client) trusting() (*http.Transport, error) {
 // get asks for a resource. The answer has status 200, and the caller closes its body; ctx must last until
 // then. Any other status is a *StatusError.
 func (c *Client) get(ctx context.Context, verb string, res resource, query url.Values) (io.ReadCloser, error) {
+	resp, err := c.send(ctx, http.MethodGet, verb, res, query, nil)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		defer resp.Body.Close()
+		return nil, readStatus(resp, verb, res)
+	}
+	return resp.Body, nil
+}
+
+// send carries one request as this pod, whose token and certificate authority are read anew, with a JSON body where
+// there is one. verb is Kubernetes' word for it, for errors. The caller closes the answer's body.
+func (c *Client) send(ctx context.Context, method, verb string, res resource, query url.Values, body []byte) (*http.Response, error) {
 	transport, err := c.trusting()
 	if err != nil {
 		return nil, err
@@ -170,21 +184,20 @@ func (c *Client) get(ctx context.Context, verb string, res resource, query url.V
 		return nil, &credentialsError{err}
 	}
 	u := url.URL{Scheme: "https", Host: c.cfg.Server, Path: res.path(), RawQuery: query.Encode()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), bytes.NewReader(body))
 	if err != nil {
 		return nil, err
 	}
 	req.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(token)))
 	req.Header.Set("Accept", "application/json")
 	req.Header.Set("User-Agent", "localcache")
-	// RoundTrip, because it follows no redirection: the token is for this server alone.
+	if len(body) > 0 {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	// RoundTrip, because it follows no redirection: tokens are for this server alone.
 	resp, err := transport.RoundTrip(req)
 	if err != nil {
 		return nil, fmt.Errorf("%s %s at %s: %w", verb, res, c.cfg.Server, err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		defer resp.Body.Close()
-		return nil, readStatus(resp, verb, res)
-	}
-	return resp.Body, nil
+	return resp, nil
 }

@@ -1,14 +1,12 @@
 package kube
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 )
 
 // User is whom the API server takes the bearer of a token for (authentication.k8s.io/v1 UserInfo). It is handed
@@ -136,27 +134,9 @@ func (c *Client) review(ctx context.Context, res resource, object any) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
-	transport, err := c.trusting()
+	resp, err := c.send(ctx, http.MethodPost, "create", res, nil, said)
 	if err != nil {
 		return nil, err
-	}
-	own, err := readSecret(c.cfg.TokenFile)
-	if err != nil {
-		return nil, &credentialsError{err}
-	}
-	u := url.URL{Scheme: "https", Host: c.cfg.Server, Path: res.path()}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(said))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Authorization", "Bearer "+string(bytes.TrimSpace(own)))
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Accept", "application/json")
-	req.Header.Set("User-Agent", "localcache")
-	// RoundTrip, because it follows no redirection: the tokens are for this server alone.
-	resp, err := transport.RoundTrip(req)
-	if err != nil {
-		return nil, fmt.Errorf("create %s at %s: %w", res, c.cfg.Server, err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusCreated && resp.StatusCode != http.StatusOK {
