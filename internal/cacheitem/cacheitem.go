@@ -1,5 +1,5 @@
-// Package cacheitem reads what CoreDNS's plugin cache knows of its answers, and does not export: how long an answer was
-// to live, and since when it is there.
+// Package cacheitem reads what CoreDNS's plugin cache knows and does not export: of its answers, how long one was to
+// live and since when it is there; and its options.
 //
 // It knows no types of CoreDNS. What is expected of them is checked once, by name and type, and where it is not so,
 // nothing is read: whoever asks then does without. An item's fields are set before it can be found and do not change.
@@ -31,12 +31,12 @@ type Item struct {
 // Open returns the Items of a cache, a pointer to the struct cache.Cache of CoreDNS. It fails where that looks different
 // from what is known here (CoreDNS v1.15).
 func Open(cache any) (*Items, error) {
-	p := reflect.ValueOf(cache)
-	if p.Kind() != reflect.Pointer || p.IsNil() || p.Elem().Kind() != reflect.Struct {
-		return nil, fmt.Errorf("%T is no pointer to a struct", cache)
+	c, err := structOf(cache)
+	if err != nil {
+		return nil, err
 	}
-	positive, err1 := getter(p.Elem(), "pcache")
-	negative, err2 := getter(p.Elem(), "ncache")
+	positive, err1 := getter(c, "pcache")
+	negative, err2 := getter(c, "ncache")
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
@@ -44,7 +44,6 @@ func Open(cache any) (*Items, error) {
 	if negative.Type().Out(0).Elem() != it.kind {
 		return nil, errors.New("the stores of cache have items of two types")
 	}
-	var err error
 	if it.ttl, err = FieldOf[uint32](it, "origTTL"); err != nil {
 		return nil, err
 	}
@@ -52,6 +51,31 @@ func Open(cache any) (*Items, error) {
 		it.stored = stored
 	}
 	return it, nil
+}
+
+// Option reads an option of a cache, such as staleTTL, by name and type. Caches have them before their server starts.
+func Option[T any](cache any, name string) (option T, err error) {
+	c, err := structOf(cache)
+	if err != nil {
+		return option, err
+	}
+	f := c.FieldByName(name)
+	if !f.IsValid() {
+		return option, fmt.Errorf("%s has no field %q", c.Type(), name)
+	}
+	if want := reflect.TypeFor[T](); f.Type() != want {
+		return option, fmt.Errorf("field %q of %s is a %s, not a %s", name, c.Type(), f.Type(), want)
+	}
+	return *(*T)(unsafe.Pointer(f.UnsafeAddr())), nil
+}
+
+// structOf is the struct that cache points to, which may embed cache.Cache.
+func structOf(cache any) (reflect.Value, error) {
+	p := reflect.ValueOf(cache)
+	if p.Kind() != reflect.Pointer || p.IsNil() || p.Elem().Kind() != reflect.Struct {
+		return reflect.Value{}, fmt.Errorf("%T is no pointer to a struct", cache)
+	}
+	return p.Elem(), nil
 }
 
 // Dated tells whether items say when they were stored.

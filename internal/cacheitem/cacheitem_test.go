@@ -19,6 +19,7 @@ type answer struct {
 type likeCache struct {
 	Next           any
 	pcache, ncache *store[answer]
+	staleTTL       time.Duration
 }
 
 type wrapped struct{ *likeCache } // as a plugin's handler around cache
@@ -55,6 +56,27 @@ func TestFind(t *testing.T) {
 		}
 		if _, ok := it.Find(true, Key("nx.example.org.", 28, 1, true, false)); ok {
 			t.Errorf("%T: found for other flags", c)
+		}
+	}
+}
+
+func TestOption(t *testing.T) {
+	c := newLikeCache(time.Now())
+	c.staleTTL = 30 * time.Second
+	for _, h := range []any{c, &wrapped{c}} {
+		if got, err := Option[time.Duration](h, "staleTTL"); got != 30*time.Second || err != nil {
+			t.Errorf("%T: %v, %v", h, got, err)
+		}
+		if got, err := Option[int](h, "staleTTL"); got != 0 || err == nil {
+			t.Errorf("%T: %v of another type", h, got)
+		}
+		if got, err := Option[int](h, "prefetch"); got != 0 || err == nil {
+			t.Errorf("%T: %v of a field that is not there", h, got)
+		}
+	}
+	for _, h := range []any{nil, likeCache{}, (*likeCache)(nil)} {
+		if _, err := Option[time.Duration](h, "staleTTL"); err == nil {
+			t.Errorf("%T has an option", h)
 		}
 	}
 }

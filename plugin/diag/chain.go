@@ -2,7 +2,6 @@ package diag
 
 import (
 	"context"
-	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -173,17 +172,7 @@ func itemsOf(h plugin.Handler) func() *cacheitem.Items {
 // looked at, cache has read its options. Without the field it is cache's default, 0.
 func staleTTL(h plugin.Handler) func() uint32 {
 	return sync.OnceValue(func() uint32 {
-		v := reflect.ValueOf(h)
-		for v.Kind() == reflect.Pointer && !v.IsNil() {
-			v = v.Elem()
-		}
-		if v.Kind() != reflect.Struct {
-			return 0
-		}
-		f := v.FieldByName("staleTTL")
-		if !f.IsValid() || f.Type() != reflect.TypeFor[time.Duration]() {
-			return 0
-		}
-		return uint32(time.Duration(f.Int()) / time.Second)
+		ttl, _ := cacheitem.Option[time.Duration](h, "staleTTL")
+		return uint32(ttl / time.Second)
 	})
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin/cache"
+
+	"localcache.dev/localcache/internal/cacheitem"
 )
 
 // What is read here has no exported way to it. Each read names the field and the type that it expects, and
@@ -86,19 +88,19 @@ type cacheOptions struct {
 }
 
 func readCacheOptions(c *cache.Cache) (cacheOptions, error) {
-	keep, err1 := field[bool](c, "keepttl")
-	stale, err2 := field[time.Duration](c, "staleTTL")
-	prefetch, err3 := field[int](c, "prefetch")
-	duration, err4 := field[time.Duration](c, "duration")
-	percentage, err5 := field[int](c, "percentage")
+	keep, err1 := cacheitem.Option[bool](c, "keepttl")
+	stale, err2 := cacheitem.Option[time.Duration](c, "staleTTL")
+	prefetch, err3 := cacheitem.Option[int](c, "prefetch")
+	duration, err4 := cacheitem.Option[time.Duration](c, "duration")
+	percentage, err5 := cacheitem.Option[int](c, "percentage")
 	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return cacheOptions{}, err
 	}
 	return cacheOptions{
-		keepTTL:    *keep,
-		staleTTL:   uint32(*stale / time.Second),
-		prefetch:   *prefetch,
-		duration:   *duration,
-		percentage: *percentage,
+		keepTTL:    keep,
+		staleTTL:   uint32(stale / time.Second),
+		prefetch:   prefetch,
+		duration:   duration,
+		percentage: percentage,
 	}, nil
 }
