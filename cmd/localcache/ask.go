@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -215,14 +216,14 @@ func (a *asking) document(ctx context.Context, path string, query url.Values, v 
 func (a *asking) print(raw []byte) (done bool, err error) {
 	switch a.output {
 	case "json":
-		var indented strings.Builder
+		var indented bytes.Buffer
 		encoder := json.NewEncoder(&indented)
 		encoder.SetEscapeHTML(false)
 		encoder.SetIndent("", "  ")
 		if err := encoder.Encode(json.RawMessage(raw)); err != nil {
 			return true, err
 		}
-		_, err := a.stdout.Write(escape([]byte(indented.String())))
+		_, err := a.stdout.Write(escape(indented.Bytes()))
 		return true, err
 	case "yaml":
 		return true, writeYAML(a.stdout, raw)

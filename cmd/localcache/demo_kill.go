@@ -110,12 +110,10 @@ func (d *demonstration) kill(ctx context.Context) error {
 
 // pause lets the streams run for a while.
 func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
+	if !waitFor(ctx, d) {
 		return ctx.Err()
 	}
+	return nil
 }
 
 // stopTogether stops streams that run side by side. Each waits for its last answers.

@@ -152,14 +152,12 @@ func (d *demonstration) loseReplies(ctx context.Context) error {
 
 // goOn repeats the round until ctx ends, so that there is something to look at.
 func (d *demonstration) goOn(ctx context.Context) error {
-	for ctx.Err() == nil {
+	for {
 		if _, err := d.round(ctx, floodTimes/20); err != nil && ctx.Err() == nil {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
+		if !waitFor(ctx, time.Second) {
+			return nil
 		}
 	}
-	return nil
 }

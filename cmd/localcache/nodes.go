@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -117,13 +118,13 @@ func (f *fleet) document(ctx context.Context, path string, query url.Values, v a
 	if err != nil {
 		return nil, err
 	}
-	var raw strings.Builder
+	var raw bytes.Buffer
 	encoder := json.NewEncoder(&raw)
 	encoder.SetEscapeHTML(false)
 	if err := encoder.Encode(merged); err != nil {
 		return nil, err
 	}
-	return []byte(raw.String()), json.Unmarshal([]byte(raw.String()), v)
+	return raw.Bytes(), json.Unmarshal(raw.Bytes(), v)
 }
 
 // merge makes one answer of the replies, which at least one node gave.

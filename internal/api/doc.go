@@ -112,20 +112,10 @@ func (s *Server) snapshot() *snapshot {
 	if v := s.latest; v != nil && now.Sub(v.at) < snapshotAge {
 		return v
 	}
-	v := &snapshot{at: now, upstreams: s.upstreamSnapshots(), pods: s.options.Pods.Table()}
-	// Statistics and Table have to be of the same time, or a pod is shown with what the one before it did. Tables change
-	// some times a second at most.
-	for try := 1; ; try++ {
-		v.queries = s.options.Queries.Snapshot(now)
-		table := s.options.Pods.Table()
-		if table == v.pods {
-			break
-		}
-		v.pods = table
-		if try == maxTables {
-			v.pods = podsChanging
-			break
-		}
+	v := &snapshot{at: now, upstreams: s.upstreamSnapshots()}
+	table, settled := pods.Beside(s.options.Pods, maxTables, func() { v.queries = s.options.Queries.Snapshot(now) })
+	if v.pods = table; !settled {
+		v.pods = podsChanging
 	}
 	s.latest = v
 	if s.drop == nil {

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"cmp"
 	"fmt"
 	"math"
 	"net/http"
@@ -240,8 +239,7 @@ func (s *Server) top(_ *http.Request, p *params) (any, *Error) {
 		}
 	}
 	names := s.names(&lists[by], by == observe.BySlowest)
-	at := func(n *Name) cursor { return cursor{cmp.Or(number(n.Count), int64(n.Seconds*1e6)), n.Name} }
-	items, next := page(names, at, p)
+	items, next := page(names, namePlace, p)
 	answer := list(s, v, p, "NameList", items, next)
 	answer.Metadata.WindowSeconds = covered.Seconds()
 	answer.Metadata.Floor = lists[by].Floor
@@ -271,9 +269,7 @@ func (s *Server) queries(_ *http.Request, p *params) (any, *Error) {
 		}
 		chosen = append(chosen, q)
 	}
-	items, next := page(chosen, func(q *Query) cursor {
-		return cursor{q.ReceivedAt.UnixNano(), fmt.Sprintf("%s %d %d %s %s", q.Client.Name(), q.Port, q.ID, q.Name, q.Type)}
-	}, p)
+	items, next := page(chosen, queryPlace, p)
 	answer := list(s, v, p, "QueryList", items, next)
 	answer.Metadata.LatencyBoundsSeconds = nil
 	return answer, nil
@@ -300,16 +296,14 @@ func (s *Server) events(_ *http.Request, p *params) (any, *Error) {
 	for i := range v.upstreams {
 		u := &v.upstreams[i]
 		for j := range u.Failures {
-			f := failureItem(&u.Failures[j])
-			if f.DurationSeconds < p.minDuration.Seconds() || !p.since.IsZero() && !f.At.After(p.since) || p.outcome != "" && f.Outcome != p.outcome {
+			e := eventItem(u, &u.Failures[j])
+			if e.DurationSeconds < p.minDuration.Seconds() || !p.since.IsZero() && !e.At.After(p.since) || p.outcome != "" && e.Outcome != p.outcome {
 				continue
 			}
-			all = append(all, Event{Type: "UpstreamFailure", Upstream: u.Upstream, Proto: u.Proto.String(), Failure: f})
+			all = append(all, e)
 		}
 	}
-	items, next := page(all, func(e *Event) cursor {
-		return cursor{e.At.UnixNano(), fmt.Sprintf("%s %s %s %d %d", e.Upstream, e.Proto, e.Outcome, e.Attempt, time.Duration(e.DurationSeconds*1e9))}
-	}, p)
+	items, next := page(all, eventPlace, p)
 	answer := list(s, v, p, "EventList", items, next)
 	answer.Metadata.LatencyBoundsSeconds = nil
 	return answer, nil

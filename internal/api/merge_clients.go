@@ -226,6 +226,7 @@ func mergeQueries(g *Gather, from []answer[Query], to *List[Query]) {
 	place(g, to, all, queryPlace, from)
 }
 
+// queryPlace is a query's place in its list.
 func queryPlace(q *Query) cursor {
 	return cursor{q.ReceivedAt.UnixNano(), fmt.Sprintf("%s %d %d %s %s %s", q.Client.Name(), q.Port, q.ID, q.Name, q.Type, q.Client.Node)}
 }
@@ -238,7 +239,10 @@ func mergeEvents(g *Gather, from []answer[Event], to *List[Event]) {
 			all = append(all, e)
 		}
 	}
-	place(g, to, all, func(e *Event) cursor {
-		return cursor{e.At.UnixNano(), fmt.Sprintf("%s %s %s %d %d %s", e.Upstream, e.Proto, e.Outcome, e.Attempt, nanoseconds(e.DurationSeconds), e.Node)}
-	}, from)
+	place(g, to, all, eventPlace, from)
+}
+
+// eventPlace is an event's place in its list.
+func eventPlace(e *Event) cursor {
+	return cursor{e.At.UnixNano(), fmt.Sprintf("%s %s %s %d %d %s", e.Upstream, e.Proto, e.Outcome, e.Attempt, nanoseconds(e.DurationSeconds), e.Node)}
 }

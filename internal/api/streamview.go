@@ -129,7 +129,7 @@ func (s *Server) overviewOfUpstreams(o *Overview, v *snapshot, w observe.Window)
 			o.Upstreams = append(o.Upstreams, item)
 		}
 		for j := range u.Failures {
-			o.Events = append(o.Events, Event{Type: "UpstreamFailure", Upstream: u.Upstream, Proto: u.Proto.String(), Failure: failureItem(&u.Failures[j])})
+			o.Events = append(o.Events, eventItem(u, &u.Failures[j]))
 		}
 	}
 	slices.SortStableFunc(o.Events, func(a, b Event) int { return b.At.Compare(a.At) })

@@ -116,6 +116,10 @@ func failureItem(e *observe.Exchange) Failure {
 	return Failure{At: e.Start.Add(e.Duration).Round(0), Outcome: e.Outcome.String(), DurationSeconds: e.Duration.Seconds(), Attempt: e.Attempt, Probe: e.Probe, Message: e.Err}
 }
 
+func eventItem(u *observe.UpstreamSnapshot, e *observe.Exchange) Event {
+	return Event{Type: "UpstreamFailure", Upstream: u.Upstream, Proto: u.Proto.String(), Failure: failureItem(e)}
+}
+
 // asker is a client and what it asked, of all its addresses.
 type asker struct {
 	Client

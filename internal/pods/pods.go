@@ -129,6 +129,22 @@ type Source interface {
 	Table() *Table
 }
 
+// Beside calls read, which reads statistics by address, until the Table does not change meanwhile, and returns that Table:
+// what is read and the Table have to be of the same time, or a pod gets what the one before it with its address did. Tables
+// change some times a second at most; settled is false where one did at each of so many calls.
+func Beside(s Source, most int, read func()) (t *Table, settled bool) {
+	t = s.Table()
+	for range most {
+		read()
+		now := s.Table()
+		if now == t {
+			return t, true
+		}
+		t = now
+	}
+	return t, false
+}
+
 // Directory holds the Table of the moment. The zero value knows nothing. It is safe for concurrent use.
 type Directory struct{ table atomic.Pointer[Table] }
 

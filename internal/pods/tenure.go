@@ -176,15 +176,6 @@ func (t *Table) At(a netip.Addr, when time.Time) (Pod, bool) {
 	return Pod{}, false
 }
 
-// Since is from when on what was asked from an address is of the pod that has it.
-func (t *Table) Since(a netip.Addr) (time.Time, bool) {
-	if t == nil {
-		return time.Time{}, false
-	}
-	h, ok := t.byAddr[a.Unmap()]
-	return h.since, ok
-}
-
 // Turn puts the Table that follows in its place. forget is called for each address of which statistics have to be thrown
 // away. At no time is a pod's name beside what another one did: meanwhile nobody has these addresses. Calls must not overlap.
 func (d *Directory) Turn(list []Pod, node []netip.Addr, now time.Time, forget func(addr netip.Addr, before time.Time)) {

@@ -74,7 +74,7 @@ func TestTenure(t *testing.T) {
 
 	// Another has got it: what was asked since the end of the one before is its own, though the event comes later.
 	h.turn(40, []Pod{pod("three", "u3", 19, a), pod("two", "u2", 4, b)}, a+" 30")
-	if since, ok := h.d.Table().Since(addr(a)); !ok || !since.Equal(at(30)) {
+	if since, ok := h.d.Table().tenureOf(addr(a), "u3"); !ok || !since.Equal(at(30)) {
 		t.Errorf("%s is its pod's since %v s", a, since.Sub(epoch).Seconds())
 	}
 	h.is(a, 18, "u1")

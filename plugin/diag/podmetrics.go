@@ -20,8 +20,7 @@ const (
 	defaultPodSeries = 128
 	// maxPodSeries takes 4 MB, 4 KB each, and 10,250 series.
 	maxPodSeries = 1024
-	// maxTables is how often the statistics are read anew because the pods have changed meanwhile, some times a second at
-	// most.
+	// maxTables is how often the statistics are read anew because the pods have changed meanwhile.
 	maxTables = 3
 )
 
@@ -222,15 +221,11 @@ func (s *podSeries) collect(p *Plugin, ch chan<- prometheus.Metric) {
 		s.before, s.places, s.gone, s.total = time.Time{}, nil, observe.Counts{}, nil
 		return
 	}
-	// Statistics and Table have to be of the same time, or a pod gets what the one before it with its address did.
-	table := p.pods.Table()
-	snapshot := p.options.Queries.Snapshot(time.Now())
-	for range maxTables {
-		now := p.pods.Table()
-		if now == table {
-			break
-		}
-		table, snapshot = now, p.options.Queries.Snapshot(time.Now())
+	var snapshot *observe.QueriesSnapshot
+	read := func() { snapshot = p.options.Queries.Snapshot(time.Now()) }
+	table, settled := pods.Beside(&p.pods, maxTables, read)
+	if !settled {
+		read() // what comes next is seen at the next collection
 	}
 	s.update(snapshot, table, most, time.Now())
 	for _, pl := range s.places {
