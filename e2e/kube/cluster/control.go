@@ -127,6 +127,10 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.start(c.World, "kube-controller-manager", c.program("kube-controller-manager"),
 		append(common("controller-manager"), "--service-account-private-key-file="+key,
 			"--root-ca-file="+filepath.Join(certs, "apiserver.crt"), "--use-service-account-credentials=true",
+			// A node whose lease seems to be older than 50 s is not ready, nor are its pods, kube-dns among them. After the API
+			// server was away twice, the controller manager sees new leases up to a minute late (client-go's reflectors wait
+			// longer each time): one fault would go on in the next, and kube-dns be away for a reason of its own.
+			"--node-monitor-grace-period=10m",
 			"--allocate-node-cidrs=false", "--cluster-cidr="+podRange)...); err != nil {
 		return err
 	}
