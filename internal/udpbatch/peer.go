@@ -19,7 +19,8 @@ type Peer struct {
 	nameLen    uint32
 	control    [controlSize]byte // what has a reply leave from the address that was asked
 	controlLen uint32
-	// Received is the kernel's time of reception in Unix nanoseconds; 0 without Options.Timestamps.
+	// Received is the kernel's time of reception in Unix nanoseconds, or that of a datagram shortly before (see
+	// Options.Timestamps); 0 without Options.Timestamps.
 	Received int64
 }
 
