@@ -233,12 +233,7 @@ func (s *Queries) record(q *Query, token *Token, trace *Trace) {
 		s.noClient.Add(1)
 		return
 	}
-	var t int64 // of the answer
-	if q.Received > 0 {
-		t = s.clock.at(q.Received + int64(q.Duration))
-	} else {
-		t = s.clock.at(0)
-	}
+	t := s.answeredAt(q)
 	var fresh keys
 	k := &fresh
 	if token != nil && token.asked != 0 {
@@ -259,19 +254,82 @@ func (s *Queries) record(q *Query, token *Token, trace *Trace) {
 		if token != nil && token.asked != 0 {
 			sh.recent.answered(k, q, token.asked, milliseconds(t))
 		} else {
-			took := max(q.Duration, 0)
-			sh.ask(c, q, k, milliseconds(t-int64(took)), answerTime(took))
+			sh.askAnswered(c, q, k, t)
 		}
 	}
 	sh.count(c, q, k, t)
 	if isStory(q, time.Duration(s.slow.Load()), trace) {
-		overwritten, steps := sh.stories.push(q, trace)
-		if overwritten {
-			sh.lost[LossStory]++
-		}
-		sh.lost[LossStep] += uint64(steps)
+		sh.tell(q, trace)
 	}
 	sh.mu.Unlock()
+}
+
+// RecordAll counts queries as Record does, in their order. Of those that follow each other, what is the same is found
+// once, and the lock of a shard taken once.
+func (s *Queries) RecordAll(list []Query) {
+	var (
+		sh   *shard
+		c    *client // of addr
+		addr netip.Addr
+		hash uint64
+		k    keys
+		slow = time.Duration(s.slow.Load())
+	)
+	for i := range list {
+		q := &list[i]
+		if !q.Client.Addr().IsValid() {
+			s.noClient.Add(1)
+			continue
+		}
+		t := s.answeredAt(q)
+		if a := q.Client.Addr(); a != addr {
+			addr, hash, c = a, s.hashAddr(a), nil
+		}
+		s.keys(&k, q, hash)
+		if next := s.shardOf(hash); next != sh {
+			if sh != nil {
+				sh.mu.Unlock()
+			}
+			sh = next
+			sh.mu.Lock()
+		}
+		if c == nil {
+			c = s.client(sh, addr, hash, t)
+		}
+		if q.Proto == UDP {
+			sh.askAnswered(c, q, &k, t)
+		}
+		sh.count(c, q, &k, t)
+		if isStory(q, slow, nil) {
+			sh.tell(q, nil)
+		}
+	}
+	if sh != nil {
+		sh.mu.Unlock()
+	}
+}
+
+// answeredAt is when q was answered, by the clock of the statistics.
+func (s *Queries) answeredAt(q *Query) int64 {
+	if q.Received > 0 {
+		return s.clock.at(q.Received + int64(q.Duration))
+	}
+	return s.clock.at(0)
+}
+
+// askAnswered is ask for a question that was answered at t.
+func (sh *shard) askAnswered(c *client, q *Query, k *keys, t int64) {
+	took := max(q.Duration, 0)
+	sh.ask(c, q, k, milliseconds(t-int64(took)), answerTime(took))
+}
+
+// tell keeps the story of q.
+func (sh *shard) tell(q *Query, trace *Trace) {
+	overwritten, steps := sh.stories.push(q, trace)
+	if overwritten {
+		sh.lost[LossStory]++
+	}
+	sh.lost[LossStep] += uint64(steps)
 }
 
 func (sh *shard) count(c *client, q *Query, k *keys, t int64) {

@@ -99,11 +99,11 @@ func (p *Plugin) Register() {
 	caddy.RegisterParsingCallback("dns", directive, p.read)
 }
 
-// Record counts a query that was answered without a chain: it is plugin/fastpath's Recorder. Where no block has
+// RecordAll counts queries that were answered without a chain: it is plugin/fastpath's Recorder. Where no block has
 // the directive it does nothing.
-func (p *Plugin) Record(q *observe.Query) {
+func (p *Plugin) RecordAll(list []observe.Query) {
 	if p.active.Load() {
-		p.options.Queries.Record(q)
+		p.options.Queries.RecordAll(list)
 	}
 }
 

@@ -540,7 +540,7 @@ func TestReload(t *testing.T) {
 // recorded tells whether a hit of the fast path is recorded or not, as wanted.
 func recorded(t *testing.T, want bool) bool {
 	before := total()
-	whole().Record(&observe.Query{Client: netip.MustParseAddrPort("10.0.0.1:53"), Name: []byte{0}, Received: time.Now().UnixNano()})
+	whole().RecordAll([]observe.Query{{Client: netip.MustParseAddrPort("10.0.0.1:53"), Name: []byte{0}, Received: time.Now().UnixNano()}})
 	after := total()
 	return (after.Queries() > before.Queries()) == want
 }

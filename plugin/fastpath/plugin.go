@@ -44,8 +44,8 @@ const directive = "fastpath"
 
 // Recorder takes every query that the fast path answers. *observe.Queries is one.
 type Recorder interface {
-	// Record is to be quick, safe for concurrent use, and to keep nothing of q.
-	Record(q *observe.Query)
+	// RecordAll is to be quick, safe for concurrent use, and to keep nothing of list.
+	RecordAll(list []observe.Query)
 }
 
 // Options are what a Plugin needs from the program.

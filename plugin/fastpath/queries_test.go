@@ -21,7 +21,7 @@ type recorder struct {
 	*observe.Queries
 	mu      sync.Mutex
 	queries []recorded
-	hold    func() // called for each, by the reader of the socket
+	hold    func() // called for each batch, by the reader of the socket
 }
 
 type recorded struct {
@@ -29,10 +29,12 @@ type recorded struct {
 	name string
 }
 
-func (r *recorder) Record(q *observe.Query) {
-	r.Queries.Record(q)
+func (r *recorder) RecordAll(list []observe.Query) {
+	r.Queries.RecordAll(list)
 	r.mu.Lock()
-	r.queries = append(r.queries, recorded{*q, string(q.Name)})
+	for i := range list {
+		r.queries = append(r.queries, recorded{list[i], string(list[i].Name)})
+	}
 	r.mu.Unlock()
 	if r.hold != nil {
 		r.hold()

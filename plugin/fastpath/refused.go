@@ -25,11 +25,11 @@ func (k *socket) refused(why refusal, client netip.AddrPort, payload []byte, pee
 		if question, ok := wire.Question(payload); ok {
 			came := arrival(peer, arrived)
 			var name [256]byte
-			k.queries.Record(&observe.Query{
+			k.queries.RecordAll([]observe.Query{{
 				Client: client, ID: binary.BigEndian.Uint16(payload), Proto: observe.UDP, Name: wire.LowerName(name[:0], question),
 				Type: binary.BigEndian.Uint16(question[len(question)-4:]), Rcode: observe.NoReply, Source: observe.FromLocal,
 				Received: came.Received, Queued: came.Queued, Duration: came.Queued,
-			})
+			}})
 		}
 	}
 	if why == stopped {

@@ -212,11 +212,14 @@ func (k *socket) flush(arrived time.Time) {
 	k.slab = k.slab[:0]
 	took := time.Since(arrived)
 	k.count.flush(took)
+	if k.queries == nil {
+		return
+	}
 	for i := range k.told {
 		q := &k.told[i]
 		q.Duration = q.Queued + took
-		k.queries.Record(q)
 	}
+	k.queries.RecordAll(k.told)
 	k.told = k.told[:0]
 }
 
