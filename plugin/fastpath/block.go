@@ -63,8 +63,8 @@ func (b *block) surround(plugins []plugin.Plugin) {
 // judge decides whether the block's hits may be replayed. All chains are compiled and every plugin has
 // read its options.
 func (b *block) judge(p *Plugin) {
-	if b.why = b.objection(p.itemsOf); b.why == "" && p.metrics.cacheErr != nil {
-		b.why = p.metrics.cacheErr.Error()
+	if b.why = b.objection(p.itemsOf); b.why == "" && p.metrics.coreErr != nil {
+		b.why = p.metrics.coreErr.Error()
 	}
 	if b.on = b.why == ""; !b.on {
 		return

@@ -88,10 +88,7 @@ type tally struct {
 
 	dnssec *count // nil before the first with DO
 
-	// nil where the block has no prometheus.
-	duration  prometheus.Observer
-	query     prometheus.Observer
-	reply     prometheus.Observer
+	series    *observations // nil where the block has no prometheus
 	responses count
 
 	cacheRequests count
@@ -136,24 +133,37 @@ func (c *counter) add(tag uint32, q *wire.Query, size int, ipv6 bool) {
 
 // flush counts the hits of the batch, all of which took d.
 func (c *counter) flush(d time.Duration) {
-	seconds := d.Seconds()
+	var at *observations // locked
+	n := uint64(0)
+	leave := func() {
+		if at != nil {
+			at.duration.observe(d.Seconds(), n)
+			at.mu.Unlock()
+		}
+	}
 	for i := range c.hits {
 		h := &c.hits[i]
 		t := c.tally(classNumber(h.tag))
 		c.inc(&t.cacheRequests)
 		c.inc(&t.cacheHits)
-		if t.duration == nil {
+		if t.series == nil {
 			continue
 		}
 		if h.do {
 			c.inc(t.do(c.server))
 		}
 		c.inc(t.request(c.server, h))
-		t.duration.Observe(seconds)
-		t.reply.Observe(float64(classSize(h.tag)))
-		t.query.Observe(float64(h.query))
+		if t.series != at {
+			leave()
+			at, n = t.series, 0
+			at.mu.Lock()
+		}
+		at.reply.inc(classSize(h.tag))
+		at.query.inc(int(h.query))
+		n++
 		c.inc(&t.responses)
 	}
+	leave()
 	for _, k := range c.touched {
 		if k.n == 1 {
 			k.Inc()
@@ -192,9 +202,7 @@ func (c *counter) tally(number uint32) *tally {
 		cacheHits:     count{Counter: c.metrics.cacheHits.WithLabelValues(c.server, kind, k.block.zones, "")},
 	}
 	if m := k.block.metrics; m != nil {
-		t.duration = vars.RequestDuration.WithLabelValues(c.server, k.zone, "")
-		t.query = vars.RequestSize.WithLabelValues(c.server, k.zone, "", "udp")
-		t.reply = vars.ResponseSize.WithLabelValues(c.server, k.zone, "", "udp")
+		t.series = c.metrics.histograms.of(c.server, k.zone)
 		t.responses.Counter = vars.ResponseRcode.WithLabelValues(c.server, k.zone, "", k.rcodeLabel(), m.Next.Name())
 	}
 	c.tallies[number] = t

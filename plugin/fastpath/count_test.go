@@ -53,9 +53,19 @@ func samples(t testing.TB, server string) map[string]float64 {
 				continue
 			}
 			out[key+" count"] = float64(h.GetSampleCount())
+			native, count := int64(0), int64(0)
+			for i, d := range h.GetPositiveDelta() {
+				count += d
+				native += count
+				if !strings.Contains(name, "duration") {
+					out[fmt.Sprint(key, " native ", i)] = float64(count)
+				}
+			}
+			out[key+" native"] = float64(native) + float64(h.GetZeroCount())
 			if strings.Contains(name, "duration") {
 				continue
 			}
+			out[key+" spans "+fmt.Sprint(h.GetPositiveSpan())] = 1
 			out[key+" sum"] = h.GetSampleSum()
 			for _, b := range h.GetBucket() {
 				out[fmt.Sprint(key, " le ", b.GetUpperBound())] = float64(b.GetCumulativeCount())

@@ -25,7 +25,8 @@ type metrics struct {
 
 	cacheRequests *prometheus.CounterVec // of the plugin cache
 	cacheHits     *prometheus.CounterVec
-	cacheErr      error // they were not found
+	histograms    *histograms // of the server
+	coreErr       error       // they were not found
 
 	adopted                 *prometheus.Desc
 	entries, bytes          *prometheus.Desc
@@ -60,10 +61,11 @@ func newMetrics(p *Plugin) *metrics {
 	for r := admitted + 1; r < numRefusals; r++ {
 		m.refused[r] = m.refusedVec.WithLabelValues(refusalNames[r])
 	}
-	m.cacheRequests, m.cacheErr = existing("requests_total", "The count of cache requests.", "server", "zones", "view")
-	if m.cacheErr == nil {
-		m.cacheHits, m.cacheErr = existing("hits_total", "The count of cache hits.", "server", "type", "zones", "view")
-	}
+	var errs [3]error
+	m.cacheRequests, errs[0] = existing("requests_total", "The count of cache requests.", "server", "zones", "view")
+	m.cacheHits, errs[1] = existing("hits_total", "The count of cache hits.", "server", "type", "zones", "view")
+	m.histograms, errs[2] = newHistograms()
+	m.coreErr = errors.Join(errs[:]...)
 	return m
 }
 
