@@ -1,27 +1,34 @@
 package main
 
 import (
+	"math"
 	"os"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync"
 	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
 const (
-	// heapGoal is how large the heap of a busy process may grow before it is collected. A small cache keeps some
-	// 7 MiB alive, and Go would collect each time that 7 MiB more were allocated: at 30,000 misses a second that is
-	// an eighth of the processor's time. With this goal it is a quarter of that. Larger caches are not
-	// affected.
-	heapGoal = 32 << 20
+	// mostGrowth is by how much the heap of a busy process may grow before it is collected, where it may grow by
+	// more than Go's own pace has it: that collects a small cache, which keeps some 7 MiB alive, each time that 7 MiB
+	// more were allocated, and at 30,000 misses a second a fifth of the processor's time goes into it. With 128 MiB it is
+	// a third of that, and nearly as much with half of them.
+	mostGrowth = 128 << 20
+	// shareOfLimit is which part of the memory limit the growth may be: of the 200 MiB of deploy/ 50. Without a limit it
+	// is shareOfMachine of the machine's memory.
+	shareOfLimit   = 4
+	shareOfMachine = 64
 	// busyRate is how many bytes are allocated in a second by a process that is busy: some 1,500 misses. Below that,
 	// collecting at Go's own pace costs less than half a percent of a processor.
 	busyRate = 4 << 20
 	// quietFor is how many seconds in a row a process is not busy before it gives back what it does not need.
 	quietFor = 3
-	// maxGCPercent bounds what heapGoal means for a very small heap.
-	maxGCPercent = 400
+	// maxGCPercent bounds what the growth means for a very small heap.
+	maxGCPercent = 800
 	// defaultGCPercent is Go's.
 	defaultGCPercent = 100
 )
@@ -33,6 +40,7 @@ type heapKeeper struct {
 	live       func() (heap, stacks uint64) // that the last collection found alive, in bytes
 	setPercent func(int)                    // of growth before the next collection
 	giveBack   func()
+	growth     uint64 // while it is busy, in bytes
 
 	mu      sync.Mutex
 	last    uint64 // allocated, a second ago
@@ -42,11 +50,34 @@ type heapKeeper struct {
 	grown   bool // there is something to give back
 }
 
-func newHeapKeeper() *heapKeeper {
+func newHeapKeeper(growth uint64) *heapKeeper {
 	return &heapKeeper{
 		allocated: allocatedBytes, live: liveBytes, percent: defaultGCPercent, grown: true,
 		setPercent: func(p int) { debug.SetGCPercent(p) }, giveBack: giveBackMemory,
+		growth: growth,
 	}
+}
+
+// busyGrowth is by how much the heap may grow in a process with this memory limit (math.MaxInt64 for none), on a machine
+// of so many bytes.
+func busyGrowth(limit int64, machine uint64) uint64 {
+	if limit < math.MaxInt64 {
+		return min(mostGrowth, uint64(max(limit, 0))/shareOfLimit)
+	}
+	return min(mostGrowth, machine/shareOfMachine)
+}
+
+// limitMemory returns the memory limit in bytes: GOMEMLIMIT, or nine tenths of what the control group allows, which the
+// collector then tries to stay under. It is math.MaxInt64 where there is none or it cannot be read.
+func limitMemory() int64 {
+	limit, _ := memlimit.Set() // an error leaves what was, and returns that
+	return limit
+}
+
+// machineMemory is the machine's memory in bytes; 0 where it cannot be had, and then the heap grows at Go's own pace.
+func machineMemory() uint64 {
+	bytes, _ := memlimit.FromSystem()
+	return bytes
 }
 
 // giveBackMemory gives back what is free, and lets go of the program's own pages. Where that is not possible they stay.
@@ -55,13 +86,14 @@ func giveBackMemory() {
 	_ = forgetText()
 }
 
-// keepHeap keeps the heap until stop is called. It does nothing where GOGC says what is wanted. GOMEMLIMIT stays in
-// force.
+// keepHeap keeps the heap until stop is called. Where GOGC says what is wanted, it does no more than to keep it below the
+// memory limit.
 func keepHeap() (stop func()) {
+	limit := limitMemory()
 	if os.Getenv("GOGC") != "" {
 		return func() {}
 	}
-	k := newHeapKeeper()
+	k := newHeapKeeper(busyGrowth(limit, machineMemory()))
 	afterEachCollection(k.collected)
 	ended := make(chan struct{})
 	var done sync.WaitGroup
@@ -107,7 +139,8 @@ func (k *heapKeeper) collected() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.busy {
-		k.set(gcPercent(k.live()))
+		heap, stacks := k.live()
+		k.set(gcPercent(k.growth, heap, stacks))
 	}
 }
 
@@ -119,13 +152,13 @@ func (k *heapKeeper) set(percent int) {
 	}
 }
 
-// gcPercent is the growth, in per cent, that leads from so many live bytes to heapGoal. Go counts stacks among what
-// the growth is a percentage of (the formula is in the documentation of runtime/debug.SetGCPercent).
-func gcPercent(heap, stacks uint64) int {
-	if heap == 0 || heap >= heapGoal {
+// gcPercent is the growth, in per cent, of so many live bytes by growth, and at least Go's own. Go counts stacks among
+// what the growth is a percentage of (the formula is in the documentation of runtime/debug.SetGCPercent).
+func gcPercent(growth, heap, stacks uint64) int {
+	if heap == 0 {
 		return defaultGCPercent
 	}
-	return max(defaultGCPercent, min(maxGCPercent, int((heapGoal-heap)*100/(heap+stacks))))
+	return int(max(defaultGCPercent, min(maxGCPercent, growth*100/(heap+stacks))))
 }
 
 // liveBytes is what the last collection found alive: on the heap, and on stacks with all else that is scanned.

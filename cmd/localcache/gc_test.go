@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"runtime"
 	"runtime/debug"
 	"sync/atomic"
@@ -11,15 +12,39 @@ import (
 func TestGCPercent(t *testing.T) {
 	const mib = 1 << 20
 	for _, c := range []struct {
-		heap, stacks uint64
-		want         int
+		growth, heap, stacks uint64
+		want                 int
 	}{
-		{0, 0, 100}, {1 * mib, 0, 400}, {8 * mib, 0, 300}, {12 * mib, 0, 166}, {16 * mib, 0, 100},
-		{8 * mib, 4 * mib, 200}, {11 * mib, 39 * mib, 100}, {heapGoal, 0, 100}, {100 * mib, 0, 100},
+		{128 * mib, 0, 0, 100}, {128 * mib, 1 * mib, 0, 800}, {128 * mib, 32 * mib, 0, 400}, {128 * mib, 128 * mib, 0, 100},
+		{128 * mib, 32 * mib, 32 * mib, 200}, {128 * mib, 1000 * mib, 0, 100}, {50 * mib, 25 * mib, 0, 200}, {0, 8 * mib, 0, 100},
 	} {
-		if got := gcPercent(c.heap, c.stacks); got != c.want {
-			t.Errorf("%d MiB of heap, %d of stacks: %d %%, want %d", c.heap/mib, c.stacks/mib, got, c.want)
+		if got := gcPercent(c.growth, c.heap, c.stacks); got != c.want {
+			t.Errorf("%d MiB of heap, %d of stacks and %d of growth: %d %%, want %d", c.heap/mib, c.stacks/mib, c.growth/mib, got, c.want)
 		}
+	}
+}
+
+func TestBusyGrowth(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		limit         int64
+		machine, want uint64
+	}{
+		{200 * mib, 64 << 30, 50 * mib}, {1 << 40, 1 << 30, 128 * mib}, {0, 1 << 30, 0}, {-1, 1 << 30, 0},
+		{math.MaxInt64, 2 << 30, 32 * mib}, {math.MaxInt64, 64 << 30, 128 * mib}, {math.MaxInt64, 0, 0},
+	} {
+		if got := busyGrowth(c.limit, c.machine); got != c.want {
+			t.Errorf("limit %d, machine %d MiB: %d, want %d", c.limit, c.machine/mib, got, c.want)
+		}
+	}
+	if m := machineMemory(); m < 64*mib || m > 1<<50 {
+		t.Errorf("the machine has %d bytes", m)
+	}
+	// GOMEMLIMIT is read by the runtime at the start; here its being there is what counts.
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(300 * mib))
+	t.Setenv("GOMEMLIMIT", "300MiB")
+	if got := limitMemory(); got != 300*mib {
+		t.Errorf("with GOMEMLIMIT the limit is %d", got)
 	}
 }
 
@@ -30,7 +55,7 @@ func TestHeapKeeper(t *testing.T) {
 	told, given := defaultGCPercent, 0
 	k := &heapKeeper{
 		allocated: func() uint64 { return allocated }, live: func() (heap, stacks uint64) { return 8 * mib, 0 },
-		setPercent: func(p int) { told = p }, giveBack: func() { given++; allocated += 100 * mib }, percent: defaultGCPercent, grown: true,
+		setPercent: func(p int) { told = p }, giveBack: func() { given++; allocated += 100 * mib }, percent: defaultGCPercent, grown: true, growth: 24 * mib,
 	}
 	second := func(bytes uint64) {
 		allocated += bytes
