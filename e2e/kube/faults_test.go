@@ -289,8 +289,7 @@ func (l *lab) strikeReplica(ctx context.Context, t *testing.T) map[string]died {
 func (l *lab) strikeAPI(ctx context.Context, t *testing.T) map[string]died {
 	must(t, l.StopAPI())
 	time.Sleep(30 * time.Second)
-	must(t, l.StartAPI())
-	must(t, l.WaitAPI(ctx))
+	must(t, l.StartAPI(ctx))
 	return nil
 }
 
@@ -311,8 +310,7 @@ func (l *lab) strikeBlind(ctx context.Context, t *testing.T) map[string]died {
 		}
 	}
 	time.Sleep(10 * time.Second)
-	must(t, l.StartAPI())
-	must(t, l.WaitAPI(ctx))
+	must(t, l.StartAPI(ctx))
 	for cache := range caches {
 		l.awaitRestart(ctx, t, cache, "Error", struck[cache])
 	}

@@ -114,7 +114,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 		"--allow-privileged=true", "--kubelet-preferred-address-types=InternalIP", "--v=1"); err != nil {
 		return err
 	}
-	if err := c.WaitAPI(ctx); err != nil {
+	if err := c.waitAPI(ctx); err != nil {
 		return err
 	}
 	common := func(user string) []string {
@@ -127,18 +127,14 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.start(c.World, "kube-controller-manager", c.program("kube-controller-manager"),
 		append(common("controller-manager"), "--service-account-private-key-file="+key,
 			"--root-ca-file="+filepath.Join(certs, "apiserver.crt"), "--use-service-account-credentials=true",
-			// A node whose lease seems to be older than 50 s is not ready, nor are its pods, kube-dns among them. After the API
-			// server was away twice, the controller manager sees new leases up to a minute late (client-go's reflectors wait
-			// longer each time): one fault would go on in the next, and kube-dns be away for a reason of its own.
-			"--node-monitor-grace-period=10m",
 			"--allocate-node-cidrs=false", "--cluster-cidr="+podRange)...); err != nil {
 		return err
 	}
 	return c.start(c.World, "kube-scheduler", c.program("kube-scheduler"), common("scheduler")...)
 }
 
-// WaitAPI waits until the API server is ready.
-func (c *Cluster) WaitAPI(ctx context.Context) error {
+// waitAPI waits until the API server is ready.
+func (c *Cluster) waitAPI(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, 2*time.Minute, fmt.Errorf("the API server is not ready after 2 minutes"))
 	defer cancel()
 	return Poll(ctx, 100*time.Millisecond, func() error {

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -71,18 +72,34 @@ func (p *program) stop(s syscall.Signal) error {
 	}
 }
 
-// StopAPI ends the API server at once, as a crash does. StartAPI starts it again.
+// controllers act on what they see at the API server. Elsewhere they are several, and one that cannot renew its lease
+// there for 10 s ends. Here there is one of each and no lease, and it would go on with what it saw before: its watches
+// come back up to a minute late, and meanwhile it takes nodes for dead and waits for what has happened already.
+var controllers = [...]string{"kube-controller-manager", "kube-scheduler"}
+
+// StopAPI ends the API server at once, as a crash does, and the controllers with it. StartAPI starts them again.
 func (c *Cluster) StopAPI() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.programs["kube-apiserver"].stop(syscall.SIGKILL)
+	errs := []error{c.programs["kube-apiserver"].stop(syscall.SIGKILL)}
+	for _, name := range controllers {
+		errs = append(errs, c.programs[name].stop(syscall.SIGKILL))
+	}
+	return errors.Join(errs...)
 }
 
-// StartAPI starts the API server after StopAPI. It does not wait for it.
-func (c *Cluster) StartAPI() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.programs["kube-apiserver"].start()
+// StartAPI starts the API server after StopAPI, waits until it is ready, and starts the controllers.
+func (c *Cluster) StartAPI(ctx context.Context) error {
+	start := func(name string) error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.programs[name].start()
+	}
+	errs := []error{start("kube-apiserver"), c.waitAPI(ctx)}
+	for _, name := range controllers {
+		errs = append(errs, start(name))
+	}
+	return errors.Join(errs...)
 }
 
 // run runs a program outside of the cluster's namespaces.
