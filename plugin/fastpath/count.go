@@ -133,14 +133,6 @@ func (c *counter) add(tag uint32, q *wire.Query, size int, ipv6 bool) {
 
 // flush counts the hits of the batch, all of which took d.
 func (c *counter) flush(d time.Duration) {
-	var at *observations // locked
-	n := uint64(0)
-	leave := func() {
-		if at != nil {
-			at.duration.observe(d.Seconds(), n)
-			at.mu.Unlock()
-		}
-	}
 	for i := range c.hits {
 		h := &c.hits[i]
 		t := c.tally(classNumber(h.tag))
@@ -153,17 +145,9 @@ func (c *counter) flush(d time.Duration) {
 			c.inc(t.do(c.server))
 		}
 		c.inc(t.request(c.server, h))
-		if t.series != at {
-			leave()
-			at, n = t.series, 0
-			at.mu.Lock()
-		}
-		at.reply.inc(classSize(h.tag))
-		at.query.inc(int(h.query))
-		n++
 		c.inc(&t.responses)
 	}
-	leave()
+	c.observe(d)
 	for _, k := range c.touched {
 		if k.n == 1 {
 			k.Inc()
@@ -175,6 +159,35 @@ func (c *counter) flush(d time.Duration) {
 	c.touched = c.touched[:0]
 	c.answers.Add(float64(len(c.hits)))
 	c.hits = c.hits[:0]
+}
+
+// observe counts the hits of the batch in the histograms. Nothing is waited for while observations are locked: a scrape
+// has locks of the library's when it comes to them.
+func (c *counter) observe(d time.Duration) {
+	var at *observations // locked
+	n := uint64(0)
+	leave := func() {
+		if at != nil {
+			at.duration.observe(d.Seconds(), n)
+			at.mu.Unlock()
+		}
+	}
+	for i := range c.hits {
+		h := &c.hits[i]
+		series := c.tallies[classNumber(h.tag)].series
+		if series == nil {
+			continue
+		}
+		if series != at {
+			leave()
+			at, n = series, 0
+			at.mu.Lock()
+		}
+		at.reply.inc(classSize(h.tag))
+		at.query.inc(int(h.query))
+		n++
+	}
+	leave()
 }
 
 func (c *counter) rcode(tag uint32) int { return c.tally(classNumber(tag)).rcode }

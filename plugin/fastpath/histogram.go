@@ -141,14 +141,19 @@ func labelKey(labels []*dto.LabelPair) string {
 	return string(key)
 }
 
-// Collect implements prometheus.Collector.
+// Collect implements prometheus.Collector. While the library goes through its histograms nobody can make one; so all are
+// taken first, and what more there is, which others may have locked who make one, is added then.
 func (f *family) Collect(ch chan<- prometheus.Metric) {
-	all := make(chan prometheus.Metric)
+	each := make(chan prometheus.Metric)
 	go func() {
-		defer close(all)
-		f.HistogramVec.Collect(all)
+		defer close(each)
+		f.HistogramVec.Collect(each)
 	}()
-	for m := range all {
+	var all []prometheus.Metric
+	for m := range each {
+		all = append(all, m)
+	}
+	for _, m := range all {
 		ch <- f.with(m)
 	}
 }

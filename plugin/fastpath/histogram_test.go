@@ -1,9 +1,11 @@
 package fastpath
 
 import (
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"testing"
+	"time"
 
 	"github.com/coredns/coredns/plugin"
 	"github.com/coredns/coredns/plugin/metrics/vars"
@@ -157,6 +159,56 @@ func TestScrapeWhileCounting(t *testing.T) {
 		if n := scraped(t, f, server).GetSampleCount(); n != rounds*batch {
 			t.Errorf("%s: %d of %d", name, n, rounds*batch)
 		}
+	}
+}
+
+// Series are made while others are counted in and while somebody looks, and nobody waits for ever.
+func TestScrapeWhileSeriesAreMade(t *testing.T) {
+	h, err := newHistograms()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const server, zones = "dns://made", 2000
+	counted, looked := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(counted)
+		first := h.of(server, "0.")
+		for i := range zones {
+			// What a reader does that counts in one while it comes to another.
+			first.mu.Lock()
+			h.of(server, fmt.Sprintf("%d.", i+1))
+			first.query.inc(40)
+			first.mu.Unlock()
+		}
+	}()
+	go func() {
+		defer close(looked)
+		for running := true; running; {
+			select {
+			case <-counted:
+				running = false
+			default:
+			}
+			for _, f := range []*family{h.duration, h.query, h.reply} {
+				ch := make(chan prometheus.Metric)
+				go func() {
+					defer close(ch)
+					f.Collect(ch)
+				}()
+				for range ch {
+				}
+			}
+		}
+	}()
+	for _, done := range []chan struct{}{counted, looked} {
+		select {
+		case <-done:
+		case <-time.After(time.Minute):
+			t.Fatal("they wait for each other")
+		}
+	}
+	for _, vec := range []*prometheus.HistogramVec{vars.RequestDuration, vars.RequestSize, vars.ResponseSize} {
+		vec.DeletePartialMatch(prometheus.Labels{"server": server})
 	}
 }
 
