@@ -43,18 +43,24 @@ func newClient(addr netip.Addr, hash uint32, t int64) *client {
 // advance brings the marks up to t. It comes before anything is counted.
 func (c *client) advance(t int64) {
 	if c.marks.due(t) {
-		c.marks.advance(t, c.tally.mark())
+		c.mark(t)
 	}
 	c.last = max(c.last, t)
 }
 
+// mark is apart from advance so that advance is inlined.
+func (c *client) mark(t int64) { c.marks.advance(t, c.tally.mark()) }
+
 // pairsUp tells whether the client usually asks for A and AAAA together.
 func (c *client) pairsUp() bool { return c.addresses >= 4 && int(c.paired)*10 >= int(c.addresses)*8 }
 
-func (c *client) countAddress(pair bool) {
-	if pair && c.paired < c.addresses {
-		c.paired += 2
+// countAddress counts a question for an address. pair is 1 where it is the other half of one that was counted before, else
+// 0: which of them cannot be foreseen, so there is no branch.
+func (c *client) countAddress(pair uint8) {
+	if c.paired >= c.addresses {
+		pair = 0
 	}
+	c.paired += 2 * pair
 	if c.addresses++; c.addresses >= 200 { // old habits count less
 		c.addresses /= 2
 		c.paired /= 2

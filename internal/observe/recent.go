@@ -1,6 +1,10 @@
 package observe
 
-import "time"
+import (
+	"math"
+	"math/bits"
+	"time"
+)
 
 // Types of queries that come in pairs (RFC 1035 and RFC 3596).
 const (
@@ -51,9 +55,18 @@ func milliseconds(t int64) uint32 {
 func since(now, then uint32) int32 { return int32(now - then) }
 
 // near tells whether a and b are within d milliseconds.
-func near(a, b uint32, d int32) bool {
-	n := since(a, b)
-	return a != 0 && b != 0 && -d <= n && n <= d
+func near(a, b uint32, d int32) bool { return nearBit(a, b, d) != 0 }
+
+// nearBit is near as 1 or 0, without a branch.
+func nearBit(a, b uint32, d int32) uint8 {
+	var known, within uint8
+	if a != 0 && b != 0 {
+		known = 1
+	}
+	if uint32(since(a, b)+d) <= uint32(2*d) {
+		within = 1
+	}
+	return known & within
 }
 
 // half is the latest question for A or for AAAA.
@@ -67,8 +80,13 @@ type half struct {
 
 // fresh tells whether the half is recent enough to count.
 func (h *half) fresh(now uint32) bool {
-	age := since(now, h.asked)
-	return h.asked != 0 && age >= 0 && age < forgetAfter
+	return uint32(since(now, h.asked)) < forgetAfter && h.asked != 0
+}
+
+// earlier tells whether the half is fresh and not of the same lookup as one that is asked now. Most are not: that is
+// seen at once, whether it was ever asked or not.
+func (h *half) earlier(now uint32) bool {
+	return uint32(since(now, h.asked)-pairGap-1) < forgetAfter-pairGap-1 && h.asked != 0
 }
 
 // late tells whether the answer was not there when the client had waited for so many milliseconds.
@@ -89,17 +107,104 @@ type question struct {
 
 func (e *question) repeated(now uint32, half int) { e.event = now&^1 | uint32(half) }
 
-func (e *question) latest() uint32 {
-	if since(e.half[1].asked, e.half[0].asked) > 0 && e.half[1].asked != 0 || e.half[0].asked == 0 {
-		return e.half[1].asked
-	}
-	return e.half[0].asked
+// begin makes it a question that was never asked. A struct that is built and copied would wait for its small stores.
+func (e *question) begin(tag uint32) {
+	*e = question{}
+	e.tag = tag
 }
 
-// exact is one question as it came, port and ID included.
-type exact struct {
-	tag   uint32 // the last two bits are its state
-	asked uint32
+// questionSet is where a question can be. What is looked for is together, in one line of the processor's cache.
+type questionSet struct {
+	tag     [questionWays]uint32
+	last    [questionWays]uint32 // when each was asked last, in either half; 0 for an empty one
+	entries [questionWays]question
+}
+
+// find returns which entry is that of a question; -1 where it is not known.
+func (s *questionSet) find(tag uint32) int {
+	at := first(s.tag[:], tag, 0)
+	if at >= 0 && s.last[at] == 0 {
+		return -1
+	}
+	return at
+}
+
+// place empties the entry of the question that was silent longest. missed is true where that would still have mattered.
+func (s *questionSet) place(tag, now uint32) (at int, missed bool) {
+	at, age := oldest(s.last[:], now)
+	s.tag[at], s.last[at] = tag, 0
+	s.entries[at].begin(tag)
+	return at, age >= 0 && age < soonForgotten
+}
+
+// first returns which is the first of the tags that is tag, apart from some bits; -1 where none is. Like oldest it looks
+// at all of them: where the search would end cannot be foreseen, and a branch that is guessed wrong costs more.
+func first(tags []uint32, tag, apart uint32) int {
+	found := uint64(0) // a bit for each tag, the first one's is the highest
+	for _, t := range tags {
+		other := uint64((t ^ tag) &^ apart)
+		found = 2*found + (other-1)>>63
+	}
+	if found == 0 {
+		return -1
+	}
+	return len(tags) - bits.Len64(found)
+}
+
+// oldest returns which of at most eight times was longest ago, and how long; with a negative age the first of those that
+// are 0, which come before all others. The age is not looked up with the index: then the compiler would make branches.
+func oldest(times []uint32, now uint32) (at int, age int32) {
+	best := uint64(math.MaxUint64)
+	for i, t := range times {
+		order := t - (now + 1<<31)
+		if t == 0 {
+			order = 0
+		}
+		best = min(best, uint64(order)*8+uint64(i))
+	}
+	return int(best & 7), int32(1<<31 - uint32(best>>3))
+}
+
+// exactSet holds single questions as they came, port and ID included: one line of the processor's cache.
+type exactSet struct {
+	tag   [exactWays]uint32 // the last two bits are the state; 0 for an empty one
+	asked [exactWays]uint32 // milliseconds; 0 for an empty one
+}
+
+// exactOrder tells which entry of an exactSet is replaced next: it has their numbers, four bits each, from the newest in
+// the lowest to the oldest, as they came here. To compare their times would cost more than to find a question.
+type exactOrder uint32
+
+const firstOrder exactOrder = 0x76543210
+
+// next makes the oldest one the newest, and returns which it is.
+func (o *exactOrder) next() int {
+	*o = exactOrder(bits.RotateLeft32(uint32(*o), 4))
+	return int(*o % exactWays)
+}
+
+// renew makes one the newest.
+func (o *exactOrder) renew(at int) { *o = o.without(at)<<4 | exactOrder(at) }
+
+// drop makes one the oldest: it is empty.
+func (o *exactOrder) drop(at int) { *o = o.without(at) | exactOrder(at)<<28 }
+
+// without has the other ones in their order.
+func (o exactOrder) without(at int) exactOrder {
+	// Its four bits are those that become zero, of which the lowest borrow when one is taken away.
+	same := uint32(o) ^ uint32(at)*0x11111111
+	place := bits.TrailingZeros32((same-0x11111111)&^same&0x88888888) &^ 3
+	newer := o & (1<<place - 1)
+	return o>>place>>4<<place | newer
+}
+
+// find returns which one is the question with the tag; -1 where there is none.
+func (s *exactSet) find(tag uint32) int {
+	at := first(s.tag[:], tag, 3)
+	if at >= 0 && s.asked[at] == 0 {
+		return -1
+	}
+	return at
 }
 
 // The states of an exact question: when its answer came, by the times after which resolvers ask again.
@@ -124,47 +229,21 @@ func exactState(answer uint16) uint32 {
 
 // recent is a shard's memory of questions, for finding those that are asked again.
 type recent struct {
-	questions *[questionSets][questionWays]question // made when they are needed
-	exacts    *[exactSets][exactWays]exact
+	questions *[questionSets]questionSet // made when they are needed
+	exacts    *[exactSets]exactSet
+	order     *[exactSets]exactOrder
 	decisions decisions
 }
 
 func (r *recent) init() {
 	if r.questions == nil {
-		r.questions = new([questionSets][questionWays]question)
-		r.exacts = new([exactSets][exactWays]exact)
-	}
-}
-
-// find returns the entry of a question; nil where it is not known.
-func (r *recent) find(k *keys) *question {
-	set := &r.questions[k.set%questionSets]
-	for i := range set {
-		if set[i].tag == k.question && set[i].latest() != 0 {
-			return &set[i]
+		r.questions = new([questionSets]questionSet)
+		r.exacts = new([exactSets]exactSet)
+		r.order = new([exactSets]exactOrder)
+		for i := range r.order {
+			r.order[i] = firstOrder
 		}
 	}
-	return nil
-}
-
-// place returns an empty entry for a question, in the place of the one that was silent longest. missed
-// is true where that would still have mattered.
-func (r *recent) place(k *keys, now uint32) (e *question, missed bool) {
-	set := &r.questions[k.set%questionSets]
-	e = &set[0]
-	for i := range set {
-		if set[i].latest() == 0 {
-			e = &set[i]
-			break
-		}
-		if since(now, set[i].latest()) > since(now, e.latest()) {
-			e = &set[i]
-		}
-	}
-	age := since(now, e.latest())
-	missed = e.latest() != 0 && age >= 0 && age < soonForgotten
-	*e = question{tag: k.question}
-	return e, missed
 }
 
 // soonForgotten: a question that was asked so many milliseconds ago may be repeated by glibc, Go or
@@ -175,22 +254,20 @@ const soonForgotten = retry
 // there was none.
 func (r *recent) swap(k *keys, now uint32, answer uint16) (age int32, state uint32) {
 	set := &r.exacts[k.exactSet%exactSets]
-	at := &set[0]
-	for i := range set {
-		x := &set[i]
-		if x.asked != 0 && x.tag|3 == k.exact|3 {
-			age, state = since(now, x.asked), x.tag&3
-			at = x
-			break
-		}
-		if at.asked != 0 && (x.asked == 0 || since(now, x.asked) > since(now, at.asked)) {
-			at = x
-		}
+	at := set.find(k.exact)
+	order := &r.order[k.exactSet%exactSets]
+	if at >= 0 {
+		age, state = since(now, set.asked[at]), set.tag[at]&3
+		order.renew(at)
+	} else {
+		at = order.next()
 	}
-	at.tag, at.asked = k.exact&^3|exactState(answer), now
 	if answer == failed { // what comes after a failure is no wonder
-		at.asked = 0
+		set.tag[at], set.asked[at] = 0, 0
+		order.drop(at)
+		return age, state
 	}
+	set.tag[at], set.asked[at] = k.exact&^3|exactState(answer), now
 	return age, state
 }
 
@@ -203,17 +280,17 @@ func (r *recent) answered(k *keys, q *Query, asked, now uint32) {
 	if q.failure() {
 		answer = failed
 	}
-	set := &r.exacts[k.exactSet%exactSets]
-	for i := range set {
-		if x := &set[i]; x.asked == asked && x.tag|3 == k.exact|3 {
-			x.tag = x.tag&^3 | exactState(answer)
-			if answer == failed {
-				x.asked = 0
-			}
+	exacts := &r.exacts[k.exactSet%exactSets]
+	if at := exacts.find(k.exact); at >= 0 && exacts.asked[at] == asked {
+		exacts.tag[at] = exacts.tag[at]&^3 | exactState(answer)
+		if answer == failed {
+			exacts.tag[at], exacts.asked[at] = 0, 0
+			r.order[k.exactSet%exactSets].drop(at)
 		}
 	}
-	if e := r.find(k); e != nil {
-		if h := &e.half[halfOf(q.Type)]; h.asked == asked && h.id == q.ID {
+	set := &r.questions[k.set%questionSets]
+	if at := set.find(k.question); at >= 0 {
+		if h := &set.entries[at].half[halfOf(q.Type)]; h.asked == asked && h.id == q.ID {
 			h.answer = answer
 		}
 	}

@@ -96,9 +96,12 @@ type decisions struct {
 
 // settle counts those whose time has come.
 func (d *decisions) settle(now uint32) {
-	if d.n == 0 || since(now, d.due) < 0 {
-		return
+	if d.n > 0 && since(now, d.due) >= 0 {
+		d.settleDue(now)
 	}
+}
+
+func (d *decisions) settleDue(now uint32) {
 	for i := 0; i < d.n; {
 		if x := &d.open[i]; since(now, x.due) >= 0 {
 			x.client.countRetransmit(x.counts)
@@ -164,29 +167,31 @@ func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
 	r.init()
 	r.decisions.settle(now)
 	age, state := r.swap(k, now, answer)
-	e := r.find(k)
 	known := c.known(now) // what is older is of who had the address before
 	if age > known {
 		age = 0
 	}
-	if e != nil && since(now, e.latest()) > known {
-		*e = question{tag: k.question}
-	}
-	if e == nil {
+	set := &r.questions[k.set%questionSets]
+	at := set.find(k.question)
+	switch {
+	case at < 0:
 		var forgotten bool
-		if e, forgotten = r.place(k, now); forgotten {
+		if at, forgotten = set.place(k.question, now); forgotten {
 			sh.lost[LossQuestion]++
 		}
+	case since(now, set.last[at]) > known:
+		set.entries[at].begin(k.question)
 	}
+	e := &set.entries[at]
 	i := halfOf(q.Type)
 	mine, other := &e.half[i], &e.half[1-i]
 	seen := asked{port: q.Client.Port(), id: q.ID, now: now}
-	if before := since(now, mine.asked); age == 0 && mine.fresh(now) && before <= known && mine.port == seen.port && mine.id == seen.id && mine.answer != failed {
+	if before := since(now, mine.asked); mine.id == seen.id && mine.port == seen.port && age == 0 && mine.fresh(now) && before <= known && mine.answer != failed {
 		// A flood has pushed the single question out of the memory, but the name has it too.
 		age, state = before, exactState(mine.answer)
 	}
 	if q.Type == typeA || q.Type == typeAAAA {
-		c.countAddress(near(now, other.asked, pairGap) && !near(now, mine.asked, pairGap))
+		c.countAddress(nearBit(now, other.asked, pairGap) &^ nearBit(now, mine.asked, pairGap))
 	}
 	switch {
 	case near(now, e.event, joinGap) && e.event&1 != uint32(i):
@@ -197,12 +202,24 @@ func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
 	default:
 		sh.perhaps(c, e, i, seen)
 	}
-	interval := since(now, mine.asked)
-	if mine.asked == 0 || interval < 0 || interval > 0xffff {
+	interval := now - mine.asked // as unsigned numbers: what is in the future is far away
+	if interval > 0xffff {
 		interval = 0
+	}
+	if mine.asked == 0 {
+		interval = 0
+	}
+	// Each of these is a move on a condition, no branch: what is known of a question is as good as random.
+	last := now
+	if since(other.asked, now) > 0 { // it was overtaken
+		last = other.asked
+	}
+	if last == 0 {
+		last = now
 	}
 	// One by one: a struct is built and copied, and the copy waits for the small stores before it.
 	mine.asked, mine.id, mine.port, mine.answer, mine.interval = now, q.ID, seen.port, answer, uint16(interval)
+	set.last[at] = last
 }
 
 // otherID tells whether the same was asked from the same port with another ID, after the question that was asked so
@@ -287,7 +304,7 @@ func (sh *shard) known(c *client, e *question, other *half, q asked, first uint3
 func (sh *shard) perhaps(c *client, e *question, i int, q asked) {
 	mine, other := &e.half[i], &e.half[1-i]
 	d := &sh.recent.decisions
-	if d.n > 0 && mine.fresh(q.now) && since(q.now, mine.asked) > pairGap {
+	if d.n > 0 && mine.earlier(q.now) {
 		if at := d.find(e.tag); at >= 0 && d.open[at].wait == waitThird {
 			d.remove(at)
 			return
@@ -297,7 +314,7 @@ func (sh *shard) perhaps(c *client, e *question, i int, q asked) {
 	series := mine.interval >= seriesFrom && mine.interval <= seriesTo
 	switch {
 	case mine.answer == failed && mine.fresh(q.now), other.answer == failed && other.fresh(q.now):
-	case mine.fresh(q.now) && age > pairGap:
+	case mine.earlier(q.now):
 		switch {
 		case q.port == mine.port:
 		case q.id == mine.id && after(age, retry, lateKnown) && near(e.event, mine.asked, pairGap):
@@ -308,7 +325,7 @@ func (sh *shard) perhaps(c *client, e *question, i int, q asked) {
 			e.repeated(q.now, i)
 			sh.likeGo(c, e, mine, other, q.now, age, series)
 		}
-	case !other.fresh(q.now) || otherAge <= pairGap || near(other.asked, mine.asked, pairGap) || other.late(otherAge):
+	case !other.earlier(q.now) || near(other.asked, mine.asked, pairGap) || other.late(otherAge):
 	case after(otherAge, muslRetry, lateKnown) && q.port == other.port:
 		// musl asks again only for what has no answer: this half came for the first time now.
 		e.repeated(q.now, i)
