@@ -126,9 +126,10 @@ func (t *topNames) take(hash uint64, name []byte) int {
 
 // raise makes the count of entry i greater and keeps the order.
 func (t *topNames) raise(i int, count uint64) {
-	j := i
-	for j > 0 && t.count[j-1] < count {
-		j--
+	// How far up it goes cannot be foreseen: to count those that stay before it costs less than a wrong guess.
+	j := 0
+	for _, n := range t.count[:i] {
+		j += int((n-count)>>63 ^ 1) // no count is that large
 	}
 	if j < i && t.count[j] > t.count[i] { // not the usual case of equals and count one more
 		for ; i > j; i-- {
