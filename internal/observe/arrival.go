@@ -12,8 +12,6 @@ type Arrival struct {
 	Received int64         // Unix nanoseconds: the kernel's receive timestamp, see socket(7)
 	Queued   time.Duration // from then until Read
 	Read     time.Time     // when the query was read from the socket, with a monotonic clock
-	// Name is what Query.Name is to be, where the socket's reader knows it; it may be used until the query is answered.
-	Name []byte
 }
 
 // ArrivalKey is the key of a context's *Arrival.

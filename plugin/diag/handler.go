@@ -51,6 +51,7 @@ type record struct {
 	start  time.Time // when the query was read
 	remote net.Addr  // by identity
 	writer writer
+	name   [usualName]byte
 
 	// Written by the chain's goroutine.
 	came        bool // to a cache
@@ -62,6 +63,13 @@ type record struct {
 	missed    atomic.Bool // cache did not have it, or not fresh
 	refreshed atomic.Bool // and got it anew
 }
+
+const (
+	// maxName is the longest domain name in wire format (RFC 1035, section 3.1).
+	maxName = 255
+	// usualName is room for nearly all: a Service's name with a search domain behind it.
+	usualName = 80
+)
 
 type (
 	recordKey struct{}
@@ -103,13 +111,12 @@ func (rec *record) begin(ctx context.Context, r *dns.Msg) {
 	q.ID = r.Id
 	question := &r.Question[0]
 	q.Type = question.Qtype
-	a := observe.ArrivalFrom(ctx)
-	if a != nil && a.Name != nil {
-		q.Name = a.Name
-	} else { // in wire format it takes an octet more, or less where there are escapes
-		q.Name = wireName(make([]byte, 0, len(question.Name)+1), question.Name)
+	name := rec.name[:0]
+	if len(question.Name) > usualName-1 { // in wire format it takes an octet more, or less where there are escapes
+		name = make([]byte, 0, maxName+1)
 	}
-	if a != nil {
+	q.Name = wireName(name, question.Name)
+	if a := observe.ArrivalFrom(ctx); a != nil {
 		q.Received, q.Queued, rec.start = a.Received, a.Queued, a.Read
 		return
 	}

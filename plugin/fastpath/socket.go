@@ -236,13 +236,11 @@ func (k *socket) dispatch(i int, payload []byte, plain bool, now int64, arrived 
 		k.refused(refused, client, payload, peer, arrived)
 		return
 	}
-	x := &exchange{socket: k, peer: *peer, client: client, received: now, arrival: arrival(peer, arrived), own: &w.scratch}
 	w.plain, w.size = plain, copy(w.payload[:], payload)
 	if plain {
 		w.query = k.query
-		x.arrival.Name = w.query.Name()
 	}
-	w.work <- x
+	w.work <- &exchange{socket: k, peer: *peer, client: client, received: now, arrival: arrival(peer, arrived), own: &w.scratch}
 }
 
 // WriteTo implements net.PacketConn. CoreDNS's server writes to the addresses that ReadFrom gave it.
