@@ -27,8 +27,9 @@ const (
 	busyRate = 4 << 20
 	// quietFor is how many seconds in a row a process is not busy before it gives back what it does not need.
 	quietFor = 3
-	// maxGCPercent bounds what the growth means for a very small heap.
-	maxGCPercent = 800
+	// maxGCPercent bounds what the growth means for a very small heap: what is alive may have become much more by the
+	// time that the next collection is due.
+	maxGCPercent = 400
 	// defaultGCPercent is Go's.
 	defaultGCPercent = 100
 )
@@ -67,11 +68,20 @@ func busyGrowth(limit int64, machine uint64) uint64 {
 	return min(mostGrowth, machine/shareOfMachine)
 }
 
-// limitMemory returns the memory limit in bytes: GOMEMLIMIT, or nine tenths of what the control group allows, which the
-// collector then tries to stay under. It is math.MaxInt64 where there is none or it cannot be read.
+// limitMemory has the collector try to stay under nine tenths of what the control group allows, where GOMEMLIMIT says
+// nothing. It returns the limit in bytes, the lower one of the two: math.MaxInt64 where there is none, or none that
+// can be read.
 func limitMemory() int64 {
-	limit, _ := memlimit.Set() // an error leaves what was, and returns that
-	return limit
+	limit := debug.SetMemoryLimit(-1)
+	group, err := memlimit.FromCgroup()
+	if err != nil || group >= math.MaxInt64 {
+		return limit
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		limit = int64(group / 10 * 9)
+		debug.SetMemoryLimit(limit)
+	}
+	return min(limit, int64(group))
 }
 
 // machineMemory is the machine's memory in bytes; 0 where it cannot be had, and then the heap grows at Go's own pace.

@@ -7,6 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/KimMachineGun/automemlimit/memlimit"
 )
 
 func TestGCPercent(t *testing.T) {
@@ -15,7 +17,7 @@ func TestGCPercent(t *testing.T) {
 		growth, heap, stacks uint64
 		want                 int
 	}{
-		{128 * mib, 0, 0, 100}, {128 * mib, 1 * mib, 0, 800}, {128 * mib, 32 * mib, 0, 400}, {128 * mib, 128 * mib, 0, 100},
+		{128 * mib, 0, 0, 100}, {128 * mib, 1 * mib, 0, 400}, {128 * mib, 32 * mib, 0, 400}, {128 * mib, 128 * mib, 0, 100},
 		{128 * mib, 32 * mib, 32 * mib, 200}, {128 * mib, 1000 * mib, 0, 100}, {50 * mib, 25 * mib, 0, 200}, {0, 8 * mib, 0, 100},
 	} {
 		if got := gcPercent(c.growth, c.heap, c.stacks); got != c.want {
@@ -40,11 +42,32 @@ func TestBusyGrowth(t *testing.T) {
 	if m := machineMemory(); m < 64*mib || m > 1<<50 {
 		t.Errorf("the machine has %d bytes", m)
 	}
+}
+
+func TestLimitMemory(t *testing.T) {
+	const most = 300 << 20
+	group := int64(math.MaxInt64)
+	if n, err := memlimit.FromCgroup(); err == nil && n < math.MaxInt64 {
+		group = int64(n)
+	}
 	// GOMEMLIMIT is read by the runtime at the start; here its being there is what counts.
-	defer debug.SetMemoryLimit(debug.SetMemoryLimit(300 * mib))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(most))
 	t.Setenv("GOMEMLIMIT", "300MiB")
-	if got := limitMemory(); got != 300*mib {
-		t.Errorf("with GOMEMLIMIT the limit is %d", got)
+	if got := limitMemory(); got != min(most, group) || debug.SetMemoryLimit(-1) != most {
+		t.Errorf("with GOMEMLIMIT the limit is %d, the collector's %d", got, debug.SetMemoryLimit(-1))
+	}
+	// GOMEMLIMIT=off.
+	debug.SetMemoryLimit(math.MaxInt64)
+	if got := limitMemory(); got != group {
+		t.Errorf("without a limit of the collector it is %d, want %d", got, group)
+	}
+	t.Setenv("GOMEMLIMIT", "")
+	want := group
+	if group < math.MaxInt64 {
+		want = group / 10 * 9
+	}
+	if got := limitMemory(); got != want || debug.SetMemoryLimit(-1) != want {
+		t.Errorf("without GOMEMLIMIT the limit is %d, the collector's %d, want %d", got, debug.SetMemoryLimit(-1), want)
 	}
 }
 
@@ -91,6 +114,7 @@ func TestHeapKeeper(t *testing.T) {
 // the end.
 func TestKeepHeap(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(defaultGCPercent))
+	defer debug.SetMemoryLimit(debug.SetMemoryLimit(-1))
 	t.Setenv("GOGC", "")
 	stop := keepHeap()
 	percent := func() int {

@@ -48,7 +48,7 @@ const (
 	// 1,024 clients.
 	snapshotAge  = 200 * time.Millisecond
 	keepSnapshot = 2 * time.Second
-	// maxTables is how often a snapshot is taken anew because the pods have changed meanwhile.
+	// maxTables is how often a snapshot is taken because the pods have changed meanwhile.
 	maxTables = 4
 )
 

@@ -9,7 +9,7 @@ import (
 // to a chain of handlers lets the context's Value return a *Arrival for ArrivalKey, so that the time in the
 // socket's queue is seen in misses too.
 type Arrival struct {
-	Received int64         // Unix nanoseconds: the kernel's receive timestamp, see socket(7)
+	Received int64         // Unix nanoseconds: the kernel's receive timestamp, see socket(7); in a flood that of a query shortly before
 	Queued   time.Duration // from then until Read
 	Read     time.Time     // when the query was read from the socket, with a monotonic clock
 }

@@ -32,7 +32,7 @@ type QueriesOptions struct {
 // silent longest, if that was for five minutes; else it is counted in Overflow, together with what
 // the clients that lost their place had. So the sum over all clients is always the sum of all queries.
 //
-// Clients are spread over shards, each with a lock that is held for the time of one query. All methods
+// Clients are spread over shards, each with a lock that is held for the time of one query, or of one batch. All methods
 // are safe for concurrent use.
 type Queries struct {
 	limit atomic.Int32

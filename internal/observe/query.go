@@ -46,7 +46,7 @@ type Query struct {
 	Type     uint16
 	Rcode    int
 	Source   Source
-	Received int64         // Unix nanoseconds: the kernel's receive timestamp where the socket gives one
+	Received int64         // Unix nanoseconds: the kernel's receive timestamp where the socket gives one, see Arrival
 	Queued   time.Duration // time in the socket's queue before it was read, 0 where unknown
 	Duration time.Duration // from Received to the answer handed to the socket
 	Upstream time.Duration // the part of Duration spent waiting for upstreams

@@ -6,31 +6,42 @@ import (
 	"time"
 )
 
-// Each datagram of a small batch has a time of its own. Of many that have waited together, those without one have that
-// of the last before them that has, and none is later than it was sent.
+// Each datagram has a time of its own. Behind a deep batch only some have, and the others that of the last before them
+// that has. None is later than it was sent.
 func TestTimestamps(t *testing.T) {
-	for name, o := range map[string]Options{
-		"plain": {Batch: 40, Size: 64, Timestamps: true},
-		"local": {Batch: 40, Size: 64, Timestamps: true, Local: true}, // there is room in each message for both
+	const batch, many = 40, 30
+	for name, c := range map[string]struct {
+		local, deep bool
+	}{
+		"behind a small one":              {},
+		"behind a deep one":               {deep: true},
+		"behind a deep one, with pktinfo": {deep: true, local: true}, // there is room in each message for both
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := listen(t, "udp4", "127.0.0.1:0")
-			r, _ := newBatch(t, c, o)
+			conn := listen(t, "udp4", "127.0.0.1:0")
+			r, _ := newBatch(t, conn, Options{Batch: batch, Size: 64, Timestamps: true, Local: c.local})
 			client := listen(t, "udp4", "127.0.0.1:0")
-			awaitStamps(t, r, client, c.LocalAddr())
-			sent := make([]time.Time, 30)
-			begin := time.Now()
-			for i := range sent {
-				if _, err := client.WriteTo([]byte{byte(i)}, c.LocalAddr()); err != nil {
-					t.Fatal(err)
+			send := func(n int, each func(i int)) {
+				for i := range n {
+					if _, err := client.WriteTo([]byte{byte(i)}, conn.LocalAddr()); err != nil {
+						t.Fatal(err)
+					}
+					each(i)
 				}
+				if got, err := r.Poll(); got != n || err != nil {
+					t.Fatalf("read %d of %d: %v", got, n, err)
+				}
+			}
+			awaitStamps(t, r, client, conn.LocalAddr())
+			if c.deep {
+				send(deepBatch, func(int) {})
+			}
+			sent := make([]time.Time, many)
+			begin := time.Now()
+			send(many, func(i int) {
 				sent[i] = time.Now()
 				time.Sleep(time.Millisecond)
-			}
-			n, err := r.Poll()
-			if n != len(sent) || err != nil {
-				t.Fatalf("read %d of %d: %v", n, len(sent), err)
-			}
+			})
 			before := time.Unix(0, r.Peer(0).Received)
 			if before.Before(begin.Round(0)) {
 				t.Errorf("the first came at %v, before it was sent at %v", before, begin)
@@ -40,7 +51,7 @@ func TestTimestamps(t *testing.T) {
 				if at.After(sent[i].Round(0)) {
 					t.Errorf("%d came at %v, after the call that sent it, %v", i, at, sent[i])
 				}
-				own := o.Local || i < 8 || i == 8 || i == 16 || i == 24
+				own := !c.deep || c.local || i < 8 || i == 8 || i == 16 || i == 24
 				switch {
 				case i > 0 && own && !at.After(before):
 					t.Errorf("%d came at %v, not after the one before it", i, at)

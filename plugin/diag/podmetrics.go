@@ -20,7 +20,7 @@ const (
 	defaultPodSeries = 128
 	// maxPodSeries takes 4 MB, 4 KB each, and 10,250 series.
 	maxPodSeries = 1024
-	// maxTables is how often the statistics are read anew because the pods have changed meanwhile.
+	// maxTables is how often the statistics are read because the pods have changed meanwhile.
 	maxTables = 3
 )
 

@@ -161,8 +161,8 @@ func (c *counter) flush(d time.Duration) {
 	c.hits = c.hits[:0]
 }
 
-// observe counts the hits of the batch in the histograms. Nothing is waited for while observations are locked: a scrape
-// has locks of the library's when it comes to them.
+// observe counts the hits of the batch in the histograms. While observations are locked nothing else is done: what makes
+// series waits for locks that a scrape may have.
 func (c *counter) observe(d time.Duration) {
 	var at *observations // locked
 	n := uint64(0)

@@ -93,12 +93,12 @@ type family struct {
 	*prometheus.HistogramVec
 
 	mu   sync.Mutex
-	more map[string]func(*distribution) // by labels' values
+	more map[string][]func(*distribution) // by labels' values
 }
 
 // replace puts a family in the place of vec.
 func replace(vec *prometheus.HistogramVec) (*family, error) {
-	f := &family{HistogramVec: vec, more: map[string]func(*distribution){}}
+	f := &family{HistogramVec: vec, more: map[string][]func(*distribution){}}
 	var there prometheus.AlreadyRegisteredError
 	if err := prometheus.Register(f); errors.As(err, &there) {
 		switch c := there.ExistingCollector.(type) {
@@ -128,7 +128,8 @@ func (f *family) add(more func(*distribution), labels ...string) *distribution {
 	_ = f.WithLabelValues(labels...).(prometheus.Metric).Write(&m) // that of a histogram returns nil
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.more[labelKey(m.GetLabel())] = more
+	key := labelKey(m.GetLabel())
+	f.more[key] = append(f.more[key], more)
 	return newDistribution(m.GetHistogram())
 }
 
@@ -167,9 +168,11 @@ func (f *family) with(m prometheus.Metric) prometheus.Metric {
 	f.mu.Lock()
 	more := f.more[labelKey(w.metric.GetLabel())]
 	f.mu.Unlock()
-	if more != nil {
+	if len(more) > 0 {
 		d := newDistribution(w.metric.GetHistogram())
-		more(d)
+		for _, add := range more {
+			add(d)
+		}
 		w.err = d.addTo(w.metric.GetHistogram())
 	}
 	return w

@@ -115,6 +115,11 @@ func TestScrapeWhileCounting(t *testing.T) {
 		t.Fatal(err)
 	}
 	const server, rounds, batch = "dns://scraped", 2000, 20
+	// What a run before has counted stays.
+	first := map[*family]uint64{}
+	for _, f := range []*family{h.duration, h.query, h.reply} {
+		first[f] = scraped(t, f, server).GetSampleCount()
+	}
 	s := h.of(server, ".")
 	done := make(chan struct{})
 	go func() {
@@ -131,7 +136,7 @@ func TestScrapeWhileCounting(t *testing.T) {
 			chain.Observe(1e-3)
 		}
 	}()
-	last := uint64(0)
+	last := first[h.duration]
 	for running := true; running; {
 		select {
 		case <-done:
@@ -152,11 +157,11 @@ func TestScrapeWhileCounting(t *testing.T) {
 			t.Fatalf("%d in the native buckets of %d", native, last)
 		}
 	}
-	if last != rounds*(batch+1) {
-		t.Errorf("%d were counted of %d", last, rounds*(batch+1))
+	if n := last - first[h.duration]; n != rounds*(batch+1) {
+		t.Errorf("%d were counted of %d", n, rounds*(batch+1))
 	}
 	for name, f := range map[string]*family{"query": h.query, "reply": h.reply} {
-		if n := scraped(t, f, server).GetSampleCount(); n != rounds*batch {
+		if n := scraped(t, f, server).GetSampleCount() - first[f]; n != rounds*batch {
 			t.Errorf("%s: %d of %d", name, n, rounds*batch)
 		}
 	}
@@ -212,7 +217,7 @@ func TestScrapeWhileSeriesAreMade(t *testing.T) {
 	}
 }
 
-// scraped is the histogram of a server.
+// scraped is the histogram of a server; nil where there is none.
 func scraped(t *testing.T, f *family, server string) *dto.Histogram {
 	t.Helper()
 	ch := make(chan prometheus.Metric)
@@ -231,9 +236,6 @@ func scraped(t *testing.T, f *family, server string) *dto.Histogram {
 				found = d.GetHistogram()
 			}
 		}
-	}
-	if found == nil {
-		t.Fatalf("%s has no histogram", server)
 	}
 	return found
 }

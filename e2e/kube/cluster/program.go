@@ -95,7 +95,13 @@ func (c *Cluster) StartAPI(ctx context.Context) error {
 		defer c.mu.Unlock()
 		return c.programs[name].start()
 	}
-	errs := []error{start("kube-apiserver"), c.waitAPI(ctx)}
+	if err := start("kube-apiserver"); err != nil {
+		return err
+	}
+	if err := c.waitAPI(ctx); err != nil {
+		return err
+	}
+	var errs []error
 	for _, name := range controllers {
 		errs = append(errs, start(name))
 	}
