@@ -52,7 +52,7 @@ type Reader struct {
 	control []byte // receivedControl for each datagram; empty where none is asked for
 	local   bool   // Options.Local
 	size    int
-	used    int  // headers that the kernel has written to
+	used    int  // headers to be prepared: the kernel has written to them
 	deep    bool // the last batch was
 
 	handle   func(n int) bool
@@ -215,9 +215,12 @@ func (r *Reader) receive(fd uintptr) (int, unix.Errno) {
 		r.used = 1
 		return 0, errno
 	}
-	r.used, r.deep = int(got), got >= deepBatch
+	r.used = int(got)
 	if r.used < len(r.hdrs) {
 		r.used++ // and so may the one behind the last
+	}
+	if deep := got >= deepBatch; deep != r.deep {
+		r.deep, r.used = deep, len(r.hdrs) // the room of all is another one now
 	}
 	var received int64
 	for i := range int(got) {

@@ -35,6 +35,9 @@ func TestTimestamps(t *testing.T) {
 			awaitStamps(t, r, client, conn.LocalAddr())
 			if c.deep {
 				send(deepBatch, func(int) {})
+			} else { // a deep one before that is forgotten
+				send(many, func(int) {})
+				send(1, func(int) {})
 			}
 			sent := make([]time.Time, many)
 			begin := time.Now()
