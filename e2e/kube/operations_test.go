@@ -61,6 +61,7 @@ func (l *lab) requireImage(ctx context.Context, t *testing.T, when, image string
 
 // testOperations goes on from an installed localcache through the manual, to its end.
 func (l *lab) testOperations(ctx context.Context, t *testing.T) {
+	defer l.nudge(ctx)()
 	// The faults before it have changed the DaemonSet by other means.
 	l.requireManifest(ctx, t)
 
@@ -92,6 +93,30 @@ func (l *lab) testOperations(ctx context.Context, t *testing.T) {
 		if err != nil || !strings.Contains(out, webAddress) {
 			t.Errorf("after the end, %s on %s: %q, %v", p.Name, p.Node, out, err)
 		}
+	}
+}
+
+// nudge has the DaemonSet controller look at the DaemonSet every few seconds, until stop is called. Of two new pods that
+// become ready within minReadySeconds of each other, the controller of 1.34 (with maxSurge) can miss that the second has
+// been available for long enough: its queue keeps the earlier of the two times only, and nothing else happens then.
+func (l *lab) nudge(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 0; ; n++ {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(5 * time.Second):
+			}
+			// Before the installation and after its end there is none.
+			_, _ = l.Kubectl(ctx, "-n", "kube-system", "annotate", "--overwrite", "daemonset/nodelocaldns", fmt.Sprintf("tests/looked-at=%d", n))
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
 	}
 }
 
