@@ -97,8 +97,8 @@ func (l *lab) testOperations(ctx context.Context, t *testing.T) {
 }
 
 // nudge has the DaemonSet controller look at the DaemonSet every few seconds, until stop is called. Of two new pods that
-// become ready within minReadySeconds of each other, the controller of 1.34 (with maxSurge) can miss that the second has
-// been available for long enough: its queue keeps the earlier of the two times only, and nothing else happens then.
+// become ready soon after each other, the controller of 1.34 (with maxSurge and minReadySeconds) seems to miss that the
+// second has been available for long enough: two rollouts stood still for minutes with both of them ready.
 func (l *lab) nudge(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})

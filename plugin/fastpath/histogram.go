@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"slices"
 	"sort"
 	"sync"
+	"time"
 
 	"github.com/coredns/coredns/plugin/metrics/vars"
 	"github.com/prometheus/client_golang/prometheus"
@@ -294,34 +294,26 @@ func (d *distribution) addTo(h *dto.Histogram) error {
 		}
 	}
 	h.ZeroCount = new(h.GetZeroCount() + d.zero)
-	h.PositiveSpan, h.PositiveDelta = spans(d.positive)
+	return d.encode(h)
+}
+
+// encode has the library write the native buckets into h. All it wants besides is numbers that fit them.
+func (d *distribution) encode(h *dto.Histogram) error {
+	count := h.GetZeroCount()
+	for _, n := range d.positive {
+		count += uint64(n)
+	}
+	native, err := prometheus.NewConstNativeHistogram(nativeDesc, count, 0, d.positive, nil, h.GetZeroCount(), h.GetSchema(), d.threshold, time.Time{})
+	if err != nil {
+		return err
+	}
+	var m dto.Metric
+	if err := native.Write(&m); err != nil {
+		return err
+	}
+	h.PositiveSpan, h.PositiveDelta = m.GetHistogram().GetPositiveSpan(), m.GetHistogram().GetPositiveDelta()
 	return nil
 }
 
-// spans are buckets as the exchange format has them: runs of them, each so many behind the one before, and of each
-// bucket how much more it has than the one before. Runs that are one or two apart are one, as the library has it.
-func spans(buckets map[int]int64) (runs []*dto.BucketSpan, deltas []int64) {
-	keys := make([]int, 0, len(buckets))
-	for key := range buckets {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	next, last := 0, int64(0)
-	for _, key := range keys {
-		gap := key - next
-		if len(runs) == 0 || gap > 2 {
-			runs = append(runs, &dto.BucketSpan{Offset: new(int32(gap)), Length: new(uint32(0))})
-		} else {
-			for range gap {
-				deltas = append(deltas, -last)
-				last = 0
-				*runs[len(runs)-1].Length++
-			}
-		}
-		deltas = append(deltas, buckets[key]-last)
-		last = buckets[key]
-		*runs[len(runs)-1].Length++
-		next = key + 1
-	}
-	return runs, deltas
-}
+// nativeDesc is for histograms that nobody sees.
+var nativeDesc = prometheus.NewDesc("fastpath_buckets", "Buckets.", nil, nil)
