@@ -1,0 +1,79 @@
+// Package answers is what a cache tells other directives about the answers that it has: how long one was to live, since
+// when it is there, and how often it was asked for. plugin/cache is such a cache; plugin/fastpath, which answers in its
+// name, and plugin/diag, which tells fresh answers from stale ones, ask it. They do not import one another, and meet
+// here. It knows no types of CoreDNS.
+package answers
+
+import (
+	"sync"
+	"time"
+)
+
+// Cache is a cache of answers. It is safe for concurrent use.
+type Cache interface {
+	// Options are what the Corefile says. They do not change once the server runs.
+	Options() Options
+	// Find returns what is there for a question, fresh or stale, of the negative answers (RFC 2308) or of the others;
+	// nil where there is nothing.
+	Find(q Question, negative bool) *Answer
+}
+
+// Options are what others need to know of a cache's.
+type Options struct {
+	Zones   []string      // whose answers are kept, as metrics name them
+	KeepTTL bool          // answers keep their TTL while they are there
+	Stale   bool          // answers past their TTL are given (RFC 8767)
+	TTL     time.Duration // of those; 0: their records have a TTL of 0
+
+	Prefetch   int           // uses that it takes for an answer to be fetched before its TTL is over; 0: none is
+	Gap        time.Duration // two uses that are further apart begin the count anew
+	Percentage int           // of the TTL, the last part, in which it is fetched
+}
+
+// Question is what an answer is found under.
+type Question struct {
+	Name        string // in lower case and presentation form, with the dot at its end
+	Type, Class uint16
+	DO, CD      bool
+}
+
+// Answer is what a cache knows of one answer. TTL and Stored do not change.
+type Answer struct {
+	TTL    uint32    // that it was stored with, in seconds
+	Stored time.Time // by the cache's clock
+
+	mu   sync.Mutex
+	last time.Time
+	uses int
+}
+
+// Left is what is left of the TTL, in seconds; 0 and less: it is stale.
+func (a *Answer) Left(now time.Time) int64 {
+	return int64(a.TTL) - int64(now.Sub(a.Stored).Seconds())
+}
+
+// Use counts one use, and returns how many there were without a longer gap between two of them.
+func (a *Answer) Use(gap time.Duration, now time.Time) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.last.Before(now.Add(-gap)) {
+		a.uses = 0
+	}
+	a.last = now
+	a.uses++
+	return a.uses
+}
+
+// Uses is what Use returned last.
+func (a *Answer) Uses() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.uses
+}
+
+// SetUses has the count go on from there.
+func (a *Answer) SetUses(n int, last time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.uses, a.last = n, last
+}

@@ -1,0 +1,232 @@
+package cache
+
+import (
+	"context"
+	"hash/maphash"
+	"math"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/coredns/coredns/plugin"
+	"github.com/coredns/coredns/plugin/metadata"
+	coremetrics "github.com/coredns/coredns/plugin/metrics"
+	"github.com/coredns/coredns/plugin/pkg/cache"
+	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/answers"
+)
+
+// Cache is the handler of one stanza, shared by the chains of all zones of its block. It implements plugin.Handler and
+// answers.Cache.
+type Cache struct {
+	Next plugin.Handler
+
+	config     Config
+	now        func() time.Time
+	metrics    *metrics
+	refreshing *atomic.Int64 // of all caches
+	seed       maphash.Seed
+	zones      string // as metrics name them
+	stores     [2]*cache.Cache[*entry]
+
+	// Set when the server starts.
+	view   string
+	bypass []string
+
+	series seriesOf
+}
+
+// The stores' indexes.
+const (
+	positives = iota
+	negatives
+)
+
+func (p *Plugin) newCache(cfg *Config) *Cache {
+	return &Cache{
+		config:     *cfg,
+		now:        p.now,
+		metrics:    p.metrics,
+		refreshing: &p.refreshing,
+		seed:       maphash.MakeSeed(),
+		zones:      strings.Join(cfg.Zones, ","),
+		stores:     [2]*cache.Cache[*entry]{cache.New[*entry](cfg.Success.Capacity), cache.New[*entry](cfg.Denial.Capacity)},
+	}
+}
+
+// Name implements plugin.Handler.
+func (c *Cache) Name() string { return directive }
+
+// Options implements answers.Cache.
+func (c *Cache) Options() answers.Options {
+	return answers.Options{
+		Zones: c.config.Zones, KeepTTL: c.config.KeepTTL, Stale: c.config.Stale.For > 0, TTL: c.config.Stale.TTL,
+		Prefetch: c.config.Prefetch.Amount, Gap: c.config.Prefetch.Gap, Percentage: c.config.Prefetch.Percentage,
+	}
+}
+
+// Find implements answers.Cache.
+func (c *Cache) Find(q answers.Question, negative bool) *answers.Answer {
+	store := positives
+	if negative {
+		store = negatives
+	}
+	if e := c.entry(store, c.key(&q), &q); e != nil {
+		return &e.Answer
+	}
+	return nil
+}
+
+// key is what an entry is kept under. Two questions may have the same: see entry. The seed keeps others from choosing
+// names that meet.
+func (c *Cache) key(q *answers.Question) uint64 {
+	rest := uint64(q.Type)<<16 | uint64(q.Class)
+	for _, bit := range [...]bool{q.DO, q.CD} {
+		rest <<= 1
+		if bit {
+			rest |= 1
+		}
+	}
+	return maphash.String(c.seed, q.Name) + rest*spread
+}
+
+// spread is 2^64 by the golden ratio: small numbers times it differ in all bits (Fibonacci hashing).
+const spread = 0x9e3779b97f4a7c15
+
+// entry is what a store has for a question, fresh or stale.
+func (c *Cache) entry(store int, key uint64, q *answers.Question) *entry {
+	e, ok := c.stores[store].Get(key)
+	if !ok || e.qtype != q.Type || e.qclass != q.Class || e.do != q.DO || e.cd != q.CD || !strings.EqualFold(e.name, q.Name) {
+		return nil
+	}
+	return e
+}
+
+// questionOf is what r asks; without a question, the root and no type.
+func questionOf(r *dns.Msg) answers.Question {
+	q := answers.Question{Name: ".", CD: r.CheckingDisabled}
+	if len(r.Question) > 0 {
+		asked := &r.Question[0]
+		q.Name, q.Type, q.Class = strings.ToLower(dns.Name(asked.Name).String()), asked.Qtype, asked.Qclass
+	}
+	if opt := r.IsEdns0(); opt != nil {
+		q.DO = opt.Do()
+	}
+	return q
+}
+
+// serves tells whether an entry may be given at now, fresh or stale.
+func (c *Cache) serves(e *entry, now time.Time) bool {
+	left := e.Left(now)
+	return left > 0 || c.config.Stale.For > 0 && -left < int64(c.config.Stale.For/time.Second)
+}
+
+// find returns the entry that is to be given, and which store has it; nil for none.
+func (c *Cache) find(q *answers.Question, now time.Time) (*entry, int) {
+	key := c.key(q)
+	positive := c.entry(positives, key, q)
+	if positive != nil && c.config.Stale.PreferPositive && c.config.Stale.For > 0 {
+		if good := positive.lastGood(); good != nil && c.serves(good, now) {
+			return good, positives
+		}
+	}
+	if positive != nil && !c.serves(positive, now) {
+		positive = nil
+	}
+	denied := c.entry(negatives, key, q)
+	switch {
+	case denied == nil || !c.serves(denied, now):
+		return positive, positives
+	case positive != nil && denied.failure():
+		// A server failure passes, and the answer from before it is still good.
+		return positive, positives
+	}
+	return denied, negatives
+}
+
+// failure tells whether e is SERVFAIL. The RCODE is in the last bits of a message's fourth octet (RFC 1035, section 4.1.1).
+func (e *entry) failure() bool { return e.message[3]&0xf == dns.RcodeServerFailure }
+
+// ServeDNS implements plugin.Handler.
+func (c *Cache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	if r.Opcode != dns.OpcodeQuery { // an UPDATE looks like a query of its zone
+		return plugin.NextOrFailure(c.Name(), c.Next, ctx, w, r)
+	}
+	q := questionOf(r)
+	if !plugin.Zones(c.config.Zones).Contains(q.Name) || plugin.Zones(c.bypass).Contains(q.Name) {
+		return plugin.NextOrFailure(c.Name(), c.Next, ctx, w, r)
+	}
+	now := c.now()
+	counted := c.seriesFor(coremetrics.WithServer(ctx))
+	counted.requests.Inc()
+	e, store := c.find(&q, now)
+	if e == nil {
+		counted.misses.Inc()
+		return c.miss(ctx, w, r, &q, counted)
+	}
+	counted.hits[store].Inc()
+	left := e.Left(now)
+	switch {
+	case left > 0:
+		if c.popular(e, now, left) {
+			c.prefetch(ctx, e, r, &q, now, counted)
+		}
+	case c.config.Stale.Verify:
+		if done, rcode, err := c.verify(ctx, w, r, e, &q, now, counted); done {
+			return rcode, err
+		}
+		counted.stale.Inc()
+	default:
+		c.refresh(ctx, e, r, &q, now, counted)
+		counted.stale.Inc()
+	}
+	if e.more != nil && e.more.wildcard != "" {
+		wildcard := e.more.wildcard
+		metadata.SetValueFunc(ctx, wildcardLabel, func() string { return wildcard })
+	}
+	m, err := e.reply(r, c.ttl(e, left), q.DO || r.AuthenticatedData)
+	if err != nil { // it was packed here, so that this is a bug
+		log.Errorf("An answer for %q that was kept cannot be read: %v", q.Name, err)
+		return c.miss(ctx, w, r, &q, counted)
+	}
+	_ = w.WriteMsg(m) // there is nobody to tell
+	return dns.RcodeSuccess, nil
+}
+
+// wildcardLabel is the metadata that handlers with zones set.
+const wildcardLabel = "zone/wildcard"
+
+// ttl is what a reply of e says when so much is left of its TTL.
+func (c *Cache) ttl(e *entry, left int64) uint32 {
+	switch {
+	case left <= 0 && c.config.Stale.TTL > 0:
+		return uint32(c.config.Stale.TTL / time.Second)
+	case c.config.KeepTTL:
+		return e.TTL
+	}
+	return uint32(max(left, 0))
+}
+
+// popular counts a use of e, and tells whether that makes it one that is to be fetched before its TTL is over.
+func (c *Cache) popular(e *entry, now time.Time, left int64) bool {
+	p := &c.config.Prefetch
+	if p.Amount <= 0 {
+		return false
+	}
+	uses := e.Use(p.Gap, now)
+	return uses >= p.Amount && left <= int64(math.Ceil(float64(p.Percentage)/100*float64(e.TTL)))
+}
+
+// miss has the handlers behind c answer, and keeps what they say.
+func (c *Cache) miss(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, q *answers.Question, counted *series) (int, error) {
+	k := &keeper{ResponseWriter: w, cache: c, counted: counted, question: *q, ad: r.AuthenticatedData, ctx: ctx}
+	req := k.ask(r)
+	rcode, err := plugin.NextOrFailure(c.Name(), c.Next, ctx, k, req)
+	// A handler may fail without a word, as forward does when nobody answers it: whoever asks again would ask all
+	// upstreams again. A client that has gone away is no failure of theirs.
+	if err != nil && rcode == dns.RcodeServerFailure && ctx.Err() == nil && !k.wrote && c.config.ServFail > 0 {
+		k.store(new(dns.Msg).SetRcode(req, dns.RcodeServerFailure))
+	}
+	return rcode, err
+}
