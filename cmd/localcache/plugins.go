@@ -11,7 +11,6 @@ import (
 	// What node-cache ships.
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/bufsize"
-	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/debug"
 	_ "github.com/coredns/coredns/plugin/dns64"
 	_ "github.com/coredns/coredns/plugin/errors"
@@ -45,8 +44,8 @@ import (
 )
 
 // ownDirectives are localcache's words. They come before all of CoreDNS's: setup makes the interface
-// that bind may name and the address that health may listen on. forward is ours too, and stands in
-// CoreDNS's place for it; fastpath stands directly behind cache, which it looks at, and diag is the last, because
+// that bind may name and the address that health may listen on. cache and forward are ours too, and stand in
+// CoreDNS's places for them; fastpath stands directly behind cache, which it looks at, and diag is the last, because
 // it puts itself in front of all handlers of its block.
 var ownDirectives = []string{"setup"}
 

@@ -24,6 +24,7 @@ import (
 
 	"localcache.dev/localcache/internal/corefile"
 	"localcache.dev/localcache/internal/observe"
+	"localcache.dev/localcache/plugin/cache"
 	"localcache.dev/localcache/plugin/diag"
 	"localcache.dev/localcache/plugin/fastpath"
 	"localcache.dev/localcache/plugin/forward"
@@ -234,9 +235,14 @@ func (s *server) assemble() error {
 			options.Also = s.diag.Attach
 		}
 	}
+	reg := prometheus.DefaultRegisterer
+	keep := cache.New(cache.Options{})
+	keep.Register()
+	if err := keep.RegisterMetrics(reg); err != nil { // which fastpath looks for, and counts in
+		return err
+	}
 	fast := fastpath.New(options)
 	fast.Register()
-	reg := prometheus.DefaultRegisterer
 	if err := errors.Join(s.node.RegisterMetrics(), s.ahead.RegisterMetrics(reg), fast.RegisterMetrics(reg), s.diag.RegisterMetrics(reg)); err != nil {
 		return err
 	}

@@ -1,5 +1,5 @@
-// Package coredns runs CoreDNS's own end-to-end tests, all plugins included, with the directive fastpath in
-// every server block and without: whatever passes without it has to pass with it.
+// Package coredns runs CoreDNS's own end-to-end tests, all plugins included, with localcache's cache in the place of
+// CoreDNS's and the directive fastpath in every server block; and as they are: whatever passes as it is has to pass with ours.
 //
 //	cd e2e/coredns && go test -suite -v .
 //
@@ -34,9 +34,9 @@ func TestCoreDNS(t *testing.T) {
 		t.Skip("takes a long compilation: -suite runs it")
 	}
 	coredns := module(t)
-	binary := compile(t, coredns)
-	wanted := run(t, coredns, binary, false, "")
-	got := run(t, coredns, binary, true, "")
+	stock, ours := compile(t, coredns, false), compile(t, coredns, true)
+	wanted := run(t, coredns, stock, false, "")
+	got := run(t, coredns, ours, true, "")
 	// Some of CoreDNS's tests fail now and then by themselves, whole runs of TestView among them.
 	for range retries {
 		failed := failures(wanted, got)
@@ -45,22 +45,22 @@ func TestCoreDNS(t *testing.T) {
 		}
 		pattern := "^(" + strings.Join(failed, "|") + ")$"
 		t.Logf("again: %s", strings.Join(failed, " "))
-		better(wanted, run(t, coredns, binary, false, pattern))
-		better(got, run(t, coredns, binary, true, pattern))
+		better(wanted, run(t, coredns, stock, false, pattern))
+		better(got, run(t, coredns, ours, true, pattern))
 	}
 	passed := 0
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		w, g := wanted[name], got[name]
 		switch {
 		case w.action != "pass":
-			t.Logf("%s: %s without the fast path, %s with it", name, w.action, g.action)
+			t.Logf("%s: %s as it is, %s with ours", name, w.action, g.action)
 		case g.action == "pass":
 			passed++
 		default:
-			t.Errorf("%s passes without the fast path; with it: %q\n%s", name, g.action, g.output)
+			t.Errorf("%s passes as it is; with ours: %q\n%s", name, g.action, g.output)
 		}
 	}
-	t.Logf("%d tests pass with and without the fast path", passed)
+	t.Logf("%d tests pass both ways", passed)
 	// Fewer would mean that the tests did not run.
 	if passed < 150 {
 		t.Errorf("%d tests passed, want at least 150", passed)
@@ -103,8 +103,8 @@ func module(t *testing.T) string {
 	return strings.TrimSpace(string(out))
 }
 
-// compile builds the package suite with CoreDNS's test files laid over it.
-func compile(t *testing.T, coredns string) string {
+// compile builds the package suite with CoreDNS's test files laid over it, and with our cache or CoreDNS's.
+func compile(t *testing.T, coredns string, ours bool) string {
 	t.Helper()
 	here, err := filepath.Abs("suite")
 	if err != nil {
@@ -128,11 +128,21 @@ func compile(t *testing.T, coredns string) string {
 	if err != nil || strings.Count(string(server), plain) != 1 {
 		t.Fatalf("%s/server.go does not take the Corefile as it did: %v", source, err)
 	}
-	patched := filepath.Join(dir, "server.go")
-	if err := os.WriteFile(patched, []byte(strings.Replace(string(server), plain, injected, 1)), 0o600); err != nil {
-		t.Fatal(err)
+	lay := func(name, content string) {
+		t.Helper()
+		file := filepath.Join(dir, name)
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		overlay[filepath.Join(here, name)] = file
 	}
-	overlay[filepath.Join(here, "server.go")] = patched
+	// It imports all plugins, which plugins.go does here.
+	lay("server.go", strings.NewReplacer(plain, injected, allPlugins, "").Replace(string(server)))
+	tags := ""
+	if ours {
+		tags = "ours"
+		lay("plugins_ours.go", withoutCache(t, coredns))
+	}
 	b, err := json.Marshal(map[string]any{"Replace": overlay})
 	if err != nil {
 		t.Fatal(err)
@@ -142,12 +152,25 @@ func compile(t *testing.T, coredns string) string {
 		t.Fatal(err)
 	}
 	binary := filepath.Join(dir, "suite.test")
-	t.Log("compiling CoreDNS with all its plugins ...")
-	build := exec.Command("go", "test", "-c", "-vet=off", "-overlay", table, "-o", binary, "./suite")
+	t.Log("compiling CoreDNS with all its plugins, localcache's cache: ", ours, " ...")
+	build := exec.Command("go", "test", "-c", "-vet=off", "-tags", tags, "-overlay", table, "-o", binary, "./suite")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", build, err, out)
 	}
 	return binary
+}
+
+const allPlugins = `_ "github.com/coredns/coredns/core/plugin"`
+
+// withoutCache is CoreDNS's list of its plugins without cache, which cannot be in a program twice.
+func withoutCache(t *testing.T, coredns string) string {
+	t.Helper()
+	list, err := os.ReadFile(filepath.Join(coredns, "core", "plugin", "zplugin.go"))
+	const clause, cache = "\npackage plugin\n", `_ "github.com/coredns/coredns/plugin/cache"`
+	if err != nil || strings.Count(string(list), clause) != 1 || strings.Count(string(list), cache) != 1 {
+		t.Fatalf("CoreDNS's list of plugins is not as it was: %v", err)
+	}
+	return strings.NewReplacer(clause, "\npackage test\n", cache, "").Replace(string(list))
 }
 
 // ended is how a test ended.

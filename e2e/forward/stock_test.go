@@ -1,5 +1,5 @@
-// Package forward runs CoreDNS's own end-to-end tests against a chain with localcache's forward in the
-// place of CoreDNS's, and again with CoreDNS's: whatever passes there has to pass here.
+// Package forward runs CoreDNS's own end-to-end tests against a chain with localcache's forward and cache in the
+// places of CoreDNS's, and again with CoreDNS's: whatever passes there has to pass here.
 //
 //	go test ./e2e/forward -stock -v
 //
@@ -37,11 +37,11 @@ func TestCoreDNS(t *testing.T) {
 	for name, action := range wanted {
 		switch {
 		case action != "pass":
-			t.Logf("%s: %s with CoreDNS's own forward, %s with ours", name, action, got[name])
+			t.Logf("%s: %s with CoreDNS's own, %s with ours", name, action, got[name])
 		case got[name] == "pass":
 			passed++
 		default:
-			t.Errorf("%s passes with CoreDNS's own forward; with ours: %q", name, got[name])
+			t.Errorf("%s passes with CoreDNS's own forward and cache; with ours: %q", name, got[name])
 		}
 	}
 	t.Logf("%d tests pass with both", passed)
@@ -52,7 +52,7 @@ func TestCoreDNS(t *testing.T) {
 }
 
 // run tests a package that exists in an overlay only: CoreDNS's files, the plugins they need, and one of
-// the two forwards. It returns how each test ended.
+// the two pairs of forward and cache. It returns how each test ended.
 func run(t *testing.T, which string) map[string]string {
 	t.Helper()
 	module, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/coredns/coredns").Output()
@@ -72,7 +72,7 @@ func run(t *testing.T, which string) map[string]string {
 	for _, f := range files {
 		overlay[filepath.Join(virtual, f)] = filepath.Join(source, f)
 	}
-	// The server's file imports all plugins, CoreDNS's forward among them.
+	// The server's file imports all plugins, CoreDNS's forward and cache among them.
 	server, err := os.ReadFile(filepath.Join(source, "server.go"))
 	if err != nil {
 		t.Fatal(err)

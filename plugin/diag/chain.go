@@ -3,14 +3,13 @@ package diag
 import (
 	"context"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 	"github.com/miekg/dns"
 
-	"localcache.dev/localcache/internal/cacheitem"
+	"localcache.dev/localcache/internal/answers"
 	"localcache.dev/localcache/internal/observe"
 )
 
@@ -43,14 +42,18 @@ func markBefore(next plugin.Handler) plugin.Handler {
 	if !isCache(next) {
 		return next
 	}
-	return &before{next: next, staleTTL: staleTTL(next), items: itemsOf(next)}
+	b := &before{next: next}
+	if b.cache, _ = next.(answers.Cache); b.cache != nil {
+		b.staleTTL = uint32(b.cache.Options().TTL / time.Second)
+	}
+	return b
 }
 
 // before stands directly before a cache: what is written to it, cache wrote.
 type before struct {
 	next     plugin.Handler
-	staleTTL func() uint32
-	items    func() *cacheitem.Items // nil where cache cannot be looked into
+	cache    answers.Cache // next; nil where it cannot be asked
+	staleTTL uint32        // that of stale answers, in seconds
 }
 
 // Name implements plugin.Handler.
@@ -122,18 +125,19 @@ func useful(rcode int) bool { return rcode == dns.RcodeSuccess || rcode == dns.R
 // stale tells whether a reply that cache gave from its memory was past its TTL. A fresh answer can have just the TTL of
 // stale ones left, as it has for a second where both are 30: then cache is asked what it has.
 func (w *cacheWriter) stale(m *dns.Msg) bool {
-	ttl := w.before.staleTTL()
-	if !expired(m, ttl) || ttl == 0 {
-		return expired(m, ttl)
+	b := w.before
+	if !expired(m, b.staleTTL) || b.staleTTL == 0 {
+		return expired(m, b.staleTTL)
 	}
-	items := w.before.items()
-	if items == nil || !items.Dated() || len(w.request.Question) != 1 {
+	if len(w.request.Question) != 1 {
 		return true
 	}
 	q, opt, now := &w.request.Question[0], w.request.IsEdns0(), time.Now()
-	key := cacheitem.Key(strings.ToLower(q.Name), q.Qtype, q.Qclass, opt != nil && opt.Do(), w.request.CheckingDisabled)
-	for _, denial := range []bool{false, true} {
-		if i, ok := items.Find(denial, key); ok && i.Left(now) > 0 {
+	asked := answers.Question{
+		Name: strings.ToLower(q.Name), Type: q.Qtype, Class: q.Qclass, DO: opt != nil && opt.Do(), CD: w.request.CheckingDisabled,
+	}
+	for _, negative := range []bool{false, true} {
+		if a := b.cache.Find(asked, negative); a != nil && a.Left(now) > 0 {
 			return false
 		}
 	}
@@ -155,24 +159,4 @@ func expired(m *dns.Msg, staleTTL uint32) bool {
 		}
 	}
 	return false
-}
-
-// itemsOf looks into a cache once, when it is first needed.
-func itemsOf(h plugin.Handler) func() *cacheitem.Items {
-	return sync.OnceValue(func() *cacheitem.Items {
-		items, err := cacheitem.Open(h)
-		if err != nil {
-			return nil
-		}
-		return items
-	})
-}
-
-// staleTTL reads the unexported option of cache, which another plugin's handler may embed, once: when a reply is
-// looked at, cache has read its options. Without the field it is cache's default, 0.
-func staleTTL(h plugin.Handler) func() uint32 {
-	return sync.OnceValue(func() uint32 {
-		ttl, _ := cacheitem.Option[time.Duration](h, "staleTTL")
-		return uint32(ttl / time.Second)
-	})
 }

@@ -21,7 +21,6 @@ import (
 	"github.com/coredns/coredns/plugin"
 	_ "github.com/coredns/coredns/plugin/acl"     // a directive of the Corefiles here
 	_ "github.com/coredns/coredns/plugin/bind"    // a directive of the Corefiles here
-	_ "github.com/coredns/coredns/plugin/cache"   // a directive of the Corefiles here
 	_ "github.com/coredns/coredns/plugin/errors"  // a directive of the Corefiles here
 	_ "github.com/coredns/coredns/plugin/metrics" // a directive of the Corefiles here
 	clog "github.com/coredns/coredns/plugin/pkg/log"
@@ -32,6 +31,7 @@ import (
 
 	"localcache.dev/localcache/internal/api"
 	"localcache.dev/localcache/internal/observe"
+	"localcache.dev/localcache/plugin/cache"
 )
 
 // whole is the one Plugin that these tests register: CoreDNS has no way to take one back.
@@ -42,6 +42,7 @@ var whole = sync.OnceValue(func() *Plugin {
 		Socket: filepath.Join(socketDir, "diag.sock"), Version: "test",
 	})
 	p.Register()
+	cache.New(cache.Options{}).Register()
 	plugin.Register("testattach", p.Attach)
 	plugin.Register("testhold", func(c *caddy.Controller) error {
 		c.Next()

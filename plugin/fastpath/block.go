@@ -5,9 +5,10 @@ import (
 
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
-	"github.com/coredns/coredns/plugin/cache"
 	coremetrics "github.com/coredns/coredns/plugin/metrics"
 	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/answers"
 )
 
 // block is a server block with the directive.
@@ -19,14 +20,13 @@ type block struct {
 
 	// Filled while the chains are compiled.
 	before []plugin.Handler // those before cache, once for each chain
-	cache  *cache.Cache
+	cache  cached
 
 	// Set by judge, before the first query.
 	on      bool
-	why     string // it is not
-	rotate  bool   // loadbalance shuffles addresses
-	options cacheOptions
-	items   *items               // of cache; nil where they need not be read, or cannot be
+	why     string               // it is not
+	rotate  bool                 // loadbalance shuffles addresses
+	options answers.Options      // of cache
 	metrics *coremetrics.Metrics // of the directive prometheus; nil without
 	zones   string               // what cache's metrics say of its zones
 }
@@ -49,13 +49,13 @@ func (b *block) surround(plugins []plugin.Plugin) {
 				marked = behind{next: next}
 			}
 			h := build(marked)
-			c, ok := h.(*cache.Cache)
+			c, ok := h.(cached)
 			if !ok {
 				b.before = append(b.before, h)
 				return build(next)
 			}
 			b.cache = c
-			return &observed{Cache: c, block: b}
+			return &observed{cached: c, block: b}
 		}
 	}
 }
@@ -63,18 +63,18 @@ func (b *block) surround(plugins []plugin.Plugin) {
 // judge decides whether the block's hits may be replayed. All chains are compiled and every plugin has
 // read its options.
 func (b *block) judge(p *Plugin) {
-	if b.why = b.objection(p.itemsOf); b.why == "" && p.metrics.coreErr != nil {
+	if b.why = b.objection(); b.why == "" && p.metrics.coreErr != nil {
 		b.why = p.metrics.coreErr.Error()
 	}
 	if b.on = b.why == ""; !b.on {
 		return
 	}
 	b.metrics, _ = b.site.Handler("prometheus").(*coremetrics.Metrics)
-	b.zones = strings.Join(b.cache.Zones, ",")
+	b.zones = strings.Join(b.options.Zones, ",")
 }
 
 // objection is why the block's hits may not be replayed; empty where they may.
-func (b *block) objection(itemsOf func(*cache.Cache) (*items, error)) string {
+func (b *block) objection() string {
 	if b.cache == nil {
 		return "it has no cache"
 	}
@@ -86,20 +86,9 @@ func (b *block) objection(itemsOf func(*cache.Cache) (*items, error)) string {
 			return why
 		}
 	}
-	options, err := readCacheOptions(b.cache)
-	if err != nil {
-		return "the options of its cache cannot be read: " + err.Error()
-	}
-	if options.keepTTL {
+	b.options = b.cache.Options()
+	if b.options.KeepTTL {
 		return "its cache has keepttl, so that a TTL is not the time that is left"
-	}
-	b.options = options
-	if options.prefetch > 0 || options.staleTTL > 0 {
-		items, err := itemsOf(b.cache)
-		if err != nil && options.prefetch > 0 {
-			return "what its cache knows of an answer cannot be read: " + err.Error()
-		}
-		b.items = items
 	}
 	return ""
 }

@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coredns/coredns/plugin/cache"
 	"github.com/coredns/coredns/plugin/metrics/vars"
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
@@ -204,9 +203,9 @@ func (c *counter) tally(number uint32) *tally {
 		c.tallies = append(c.tallies, nil)
 	}
 	k := c.classes.get(number)
-	kind := cache.Success
+	kind := "success"
 	if k.denial {
-		kind = cache.Denial
+		kind = "denial"
 	}
 	// Views are not replayed, so that there is no view's name.
 	t := &tally{

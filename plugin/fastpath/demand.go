@@ -3,11 +3,11 @@ package fastpath
 import (
 	"math"
 	"strings"
+	"time"
 
 	"github.com/miekg/dns"
 
-	"localcache.dev/localcache/internal/cacheitem"
-	"localcache.dev/localcache/internal/replay"
+	"localcache.dev/localcache/internal/answers"
 )
 
 // cache prefetches an answer when it is asked for in the last percentage of its TTL, if it was asked for often
@@ -15,57 +15,60 @@ import (
 // So the store counts replays in the same way, and all hits in the last percentage go to the chain. Before the first
 // of them does, cache's count is credited with the replays (credit), so that it decides as it would have.
 //
-// Where cache is not the one that is known, the first hits go to the chain until cache has counted enough, and
+// Where it takes more hits than the store counts, the first of them go to the chain until cache has counted enough, and
 // then one now and then, so that it sees no gap where there is none (passNowAndThen).
 
 // lasts decides whether the reply m, whose records all have this TTL, may be replayed at all with a view to its
 // age, and if so sets from when on not any more.
 func (x *exchange) lasts(b *block, m *dns.Msg, denial bool, ttl uint32) bool {
 	// It may be a stale answer, which cache would have tried to refresh.
-	suspect := b.options.staleTTL != 0 && ttl == b.options.staleTTL
-	if b.options.prefetch == 0 && !suspect {
+	stale := uint32(b.options.TTL / time.Second)
+	suspect := stale != 0 && ttl == stale
+	if b.options.Prefetch == 0 && !suspect {
 		return true
 	}
-	if b.items == nil {
-		return !suspect
-	}
-	it, ok := b.items.find(denial, x.cacheKey())
-	if !ok || it.ttl < ttl {
+	a := b.cache.Find(x.cacheQuestion(), denial)
+	if a == nil || a.TTL < ttl {
 		return false
 	}
-	if !b.items.exact || b.options.prefetch > replay.MaxUses {
-		return !suspect && x.passNowAndThen(b, &it, ttl)
+	if b.options.Prefetch > x.socket.plugin.maxUses {
+		return !suspect && x.passNowAndThen(b, a, ttl)
 	}
-	// The chain read its clock between then and now: the item is the one that the reply came from if it had this
+	// The chain read its clock between then and now: the answer is the one that the reply came from if it had this
 	// TTL then, and it is not stale if it has some left.
-	now := clock(x.socket.plugin.now())
-	if int64(ttl) > it.left(x.received) || int64(ttl) < it.left(now) || it.left(now) <= 0 {
+	stored, now := clock(a.Stored), clock(x.socket.plugin.now())
+	if int64(ttl) > left(a, stored, x.received) || int64(ttl) < left(a, stored, now) || left(a, stored, now) <= 0 {
 		return false
 	}
-	if b.options.prefetch == 0 {
+	if b.options.Prefetch == 0 {
 		return true
 	}
-	x.pass = it.stored + (int64(it.ttl)-b.threshold(it.ttl))*second
-	x.uses = b.options.prefetch
+	x.pass = stored + (int64(a.TTL)-b.threshold(a.TTL))*second
+	x.uses = b.options.Prefetch
 	return x.pass > x.received
+}
+
+// left is an answer's TTL at a time, as cache reckons it.
+func left(a *answers.Answer, stored, now int64) int64 {
+	return int64(a.TTL) - max(now-stored, 0)/second
 }
 
 // threshold is the TTL from which on cache prefetches (plugin/cache, shouldPrefetch), at least 1.
 func (b *block) threshold(ttl uint32) int64 {
-	return int64(math.Ceil(float64(b.options.percentage) / 100 * float64(ttl)))
+	return int64(math.Ceil(float64(b.options.Percentage) / 100 * float64(ttl)))
 }
 
 // passNowAndThen is for a cache that cannot be credited.
-func (x *exchange) passNowAndThen(b *block, it *item, ttl uint32) bool {
-	if it.freq.Hits() < b.options.prefetch {
+func (x *exchange) passNowAndThen(b *block, a *answers.Answer, ttl uint32) bool {
+	if a.Uses() < b.options.Prefetch {
 		return false
 	}
 	// TTLs are whole seconds of another beginning: the last one may be shorter.
-	window := int64(ttl) - b.threshold(it.ttl) - 1
+	window := int64(ttl) - b.threshold(a.TTL) - 1
 	if window <= 0 {
 		return false
 	}
-	x.pass = x.received + min(window*second, max(int64(b.options.duration)/4, second))
+	x.pass = x.received + min(window*second, max(int64(b.options.Gap)/4, second))
 	return true
 }
 
@@ -81,27 +84,26 @@ func (x *exchange) credit() {
 		return
 	}
 	c := x.socket.count.classes.get(classNumber(u.Class))
-	if c.block.items == nil {
-		return
-	}
-	it, ok := c.block.items.find(c.denial, x.cacheKey())
-	if !ok || it.stored > u.Stored {
+	a := c.block.cache.Find(x.cacheQuestion(), c.denial)
+	if a == nil || clock(a.Stored) > u.Stored {
 		return
 	}
 	now := x.socket.plugin.now()
 	if u.Unbroken {
 		// Nor was there a gap after the hit from which the answer was learnt, which cache has counted. To cache it
 		// may look like one.
-		it.freq.Reset(now, it.freq.Hits()+u.Count)
+		a.SetUses(a.Uses()+u.Count, now)
 		return
 	}
 	for range u.Count {
-		it.freq.Update(c.block.options.duration, now)
+		a.Use(c.block.options.Gap, now)
 	}
 }
 
-// cacheKey is what cache has the question under.
-func (x *exchange) cacheKey() uint64 {
+// cacheQuestion is what cache has the answer under.
+func (x *exchange) cacheQuestion() answers.Question {
 	q := &x.req.Question[0]
-	return cacheitem.Key(strings.ToLower(q.Name), q.Qtype, q.Qclass, x.own.query.DO(), x.req.CheckingDisabled)
+	return answers.Question{
+		Name: strings.ToLower(q.Name), Type: q.Qtype, Class: q.Qclass, DO: x.own.query.DO(), CD: x.req.CheckingDisabled,
+	}
 }

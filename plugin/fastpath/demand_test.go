@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -13,10 +12,10 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
-	"github.com/coredns/coredns/plugin/cache"
 	"github.com/miekg/dns"
 
-	"localcache.dev/localcache/internal/cacheitem"
+	"localcache.dev/localcache/internal/answers"
+	"localcache.dev/localcache/internal/replay"
 )
 
 // twins are two instances of one Corefile, of which the fast path has adopted the first one's socket only, by a clock
@@ -27,7 +26,7 @@ type twins struct {
 	base      time.Time
 	upstreams [2]*upstream
 	clients   [2]*client
-	caches    [2]*cache.Cache
+	caches    [2]cached
 	mu        sync.Mutex
 	asked     [2]map[string]int // by name and type
 }
@@ -37,8 +36,11 @@ func newTwins(t *testing.T, corefile string, ttl uint32) *twins {
 	t.Helper()
 	w := &twins{T: t, base: time.Now()}
 	find, now := tested.find, tested.now
+	clock := w.now
+	cacheClock.Store(&clock)
 	w.Cleanup(func() { // after the instances' own
 		tested.find, tested.now = find, now
+		cacheClock.Store(nil)
 		tested.warned.Store(false)
 	})
 	tested.now = w.now
@@ -62,12 +64,7 @@ func newTwins(t *testing.T, corefile string, ttl uint32) *twins {
 				return nil, errors.New("another server's")
 			}
 			defer close(ready)
-			w.caches[i] = o.Cache
-			clock, err := field[func() time.Time](w.caches[i], "now")
-			if err != nil {
-				return nil, err
-			}
-			*clock = w.now
+			w.caches[i] = o.cached
 			if i == 1 {
 				return nil, errors.New("left to the chain for the test")
 			}
@@ -99,11 +96,8 @@ func (w *twins) ask(q *dns.Msg) [2]int {
 	w.Helper()
 	var replies [2]*dns.Msg
 	for i, c := range w.clients {
-		before := w.refreshing(i, q)
 		replies[i] = c.exchange(q.Copy())
-		for _, r := range append(before, w.refreshing(i, q)...) {
-			eventually(w, "the end of a prefetch", func() bool { return !r.Load() })
-		}
+		eventually(w, "the end of a prefetch", func() bool { return caches.Refreshing() == 0 })
 	}
 	// An answer is learnt a moment after it was sent.
 	eventually(w, "nothing is in flight", func() bool { return tested.inFlight() == 0 })
@@ -126,28 +120,6 @@ func (p *Plugin) inFlight() int {
 		n += k.instance.pool.inFlight()
 	}
 	return n
-}
-
-// refreshing are the marks of what a cache has for q, which tell that it is being fetched anew.
-func (w *twins) refreshing(i int, q *dns.Msg) []*atomic.Bool {
-	w.Helper()
-	do := q.IsEdns0() != nil && q.IsEdns0().Do()
-	k := cacheitem.Key(q.Question[0].Name, q.Question[0].Qtype, q.Question[0].Qclass, do, q.CheckingDisabled)
-	items, err := cacheitem.Open(w.caches[i])
-	if err != nil {
-		w.Fatal(err)
-	}
-	mark, err := cacheitem.FieldOf[atomic.Bool](items, "refreshing")
-	if err != nil {
-		w.Fatal(err)
-	}
-	var marks []*atomic.Bool
-	for _, denial := range []bool{false, true} {
-		if it, ok := items.Find(denial, k); ok {
-			marks = append(marks, cacheitem.Pointer[atomic.Bool](&it, mark))
-		}
-	}
-	return marks
 }
 
 // prefetching has answers of all kinds live as long as the upstream says.
@@ -360,10 +332,6 @@ func TestFreshWithTheTTLOfStale(t *testing.T) {
 // A hit through the chain moves the very count that is found for it, by one, in either store.
 func TestItemIsTheChains(t *testing.T) {
 	w := newTwins(t, fmt.Sprintf(prefetching, "100 1m 10%"), 60)
-	it, err := newItems(w.caches[1])
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, q := range []*dns.Msg{
 		question("a.example.", dns.TypeA), question("a.nx.", dns.TypeAAAA), question("a.alias.", dns.TypeAAAA),
 		question("a.example.", dns.TypeA).SetEdns0(1232, true), {MsgHdr: dns.MsgHdr{Id: 1, CheckingDisabled: true}, Question: question("a.example.", dns.TypeTXT).Question},
@@ -371,34 +339,27 @@ func TestItemIsTheChains(t *testing.T) {
 		w.clients[1].exchange(q)
 		do := q.IsEdns0() != nil
 		denial := q.Question[0].Qtype != dns.TypeA
-		k := cacheitem.Key(q.Question[0].Name, q.Question[0].Qtype, dns.ClassINET, do, q.CheckingDisabled)
-		found, ok := it.find(denial, k)
-		if !ok || found.ttl != 60 || found.stored != clock(w.now()) || found.freq.Hits() != 0 {
-			t.Fatalf("%s: %+v, %t", q.Question[0].String(), found, ok)
+		asked := answers.Question{Name: q.Question[0].Name, Type: q.Question[0].Qtype, Class: dns.ClassINET, DO: do, CD: q.CheckingDisabled}
+		found := w.caches[1].Find(asked, denial)
+		if found == nil || found.TTL != 60 || !found.Stored.Equal(w.now()) || found.Uses() != 0 {
+			t.Fatalf("%s: %+v", q.Question[0].String(), found)
 		}
-		if _, ok := it.find(!denial, k); ok {
+		if w.caches[1].Find(asked, !denial) != nil {
 			t.Errorf("%s is in both stores", q.Question[0].String())
 		}
 		for n := range 3 {
 			w.clients[1].exchange(q)
-			if got := found.freq.Hits(); got != n+1 {
+			if got := found.Uses(); got != n+1 {
 				t.Errorf("%s: %d hits are counted after %d", q.Question[0].String(), got, n+1)
 			}
 		}
 	}
 }
 
-// A cache that is another than the one that is known costs speed, and no prefetch.
-func TestPrefetchOfAnotherCache(t *testing.T) {
-	itemsOf := tested.itemsOf
-	defer func() { tested.itemsOf = itemsOf }()
-	tested.itemsOf = func(c *cache.Cache) (*items, error) {
-		it, err := newItems(c)
-		if err == nil {
-			it.exact = false
-		}
-		return it, err
-	}
+// More hits than the store counts cost speed, and no prefetch.
+func TestPrefetchAfterMany(t *testing.T) {
+	tested.maxUses = 9
+	defer func() { tested.maxUses = replay.MaxUses }()
 	w := newTwins(t, fmt.Sprintf(prefetching, "10 1m 10%"), 30)
 	before := hits(t)
 	q := question("a.example.", dns.TypeA)
@@ -410,19 +371,5 @@ func TestPrefetchOfAnotherCache(t *testing.T) {
 	}
 	if n := hits(t) - before; n < 100 {
 		t.Errorf("%v of 200 replayed", n)
-	}
-	tested.itemsOf = func(*cache.Cache) (*items, error) { return nil, errors.New("no such luck") }
-	from := len(logged.String())
-	u := newUpstream(t)
-	c := dial(t, run(t, fmt.Sprintf(prefetching, "10 1m 10%"), u).addr(0))
-	before = hits(t)
-	for range 20 {
-		c.exchange(q)
-	}
-	if settled(t, before) {
-		t.Error("hits of a cache that cannot be read")
-	}
-	if lines := logged.since(from); !strings.Contains(lines, "no such luck") {
-		t.Errorf("the log does not say why: %s", lines)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/coredns/coredns/plugin/pkg/rcode"
 	"github.com/miekg/dns"
 
+	"localcache.dev/localcache/internal/answers"
 	"localcache.dev/localcache/internal/replay"
 	"localcache.dev/localcache/internal/wire"
 )
@@ -74,7 +75,7 @@ func (x *exchange) learn(data []byte) {
 		return
 	}
 	x.socket.store.Put(&x.own.query, data, replay.PutOptions{
-		Now: x.received, PassAfter: x.pass, Uses: x.uses, Gap: x.block.options.duration,
+		Now: x.received, PassAfter: x.pass, Uses: x.uses, Gap: x.block.options.Gap,
 		Class: x.class, Rotate: x.block.rotate,
 	})
 	x.class = 0
@@ -116,46 +117,7 @@ func commonTTL(m *dns.Msg) (uint32, bool) {
 // (RFC 2308). A chain of CNAMEs that ends without a record of the type is NODATA if an SOA record says for
 // how long.
 func isDenial(m *dns.Msg) bool {
-	if m.Rcode == dns.RcodeNameError {
-		return true
-	}
-	soa := false
-	for _, rr := range m.Ns {
-		soa = soa || rr.Header().Rrtype == dns.TypeSOA
-	}
-	return soa && (len(m.Answer) == 0 || !answers(m))
-}
-
-// answers tells whether a record of the asked type is at the end of the CNAMEs that begin at the question.
-func answers(m *dns.Msg) bool {
-	q := m.Question[0]
-	name := q.Name
-	for range len(m.Answer) + 1 {
-		target, ambiguous := "", false
-		for _, rr := range m.Answer {
-			if c, ok := rr.(*dns.CNAME); ok && c.Hdr.Class == q.Qclass && strings.EqualFold(c.Hdr.Name, name) {
-				ambiguous = ambiguous || target != "" && !strings.EqualFold(target, c.Target)
-				target = c.Target
-			}
-		}
-		switch {
-		case ambiguous:
-			return false
-		case q.Qtype == dns.TypeCNAME:
-			return target != ""
-		case target != "":
-			name = target
-			continue
-		}
-		for _, rr := range m.Answer {
-			h := rr.Header()
-			if h.Rrtype == q.Qtype && h.Class == q.Qclass && strings.EqualFold(h.Name, name) {
-				return true
-			}
-		}
-		return false
-	}
-	return false // the CNAMEs go round
+	return m.Rcode == dns.RcodeNameError || answers.HasSOA(m) && !answers.Answered(m)
 }
 
 // class is what hits are counted under.

@@ -21,11 +21,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
+	"localcache.dev/localcache/plugin/cache"
+
 	_ "github.com/coredns/coredns/plugin/acl"
 	_ "github.com/coredns/coredns/plugin/any"
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/bufsize"
-	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/cancel"
 	_ "github.com/coredns/coredns/plugin/dns64"
 	_ "github.com/coredns/coredns/plugin/dnstap"
@@ -47,7 +48,20 @@ import (
 )
 
 // tested is the plugin of this process, which is one as CoreDNS's registry of directives is.
-var tested = New(Options{InFlight: testInFlight})
+var tested *Plugin
+
+// caches is the directive cache, by a clock that tests may set.
+var (
+	caches     *cache.Plugin
+	cacheClock atomic.Pointer[func() time.Time]
+)
+
+func cacheNow() time.Time {
+	if now := cacheClock.Load(); now != nil {
+		return (*now)()
+	}
+	return time.Now()
+}
 
 // testInFlight can be filled by a test.
 const testInFlight = 64
@@ -66,6 +80,13 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	caches = cache.New(cache.Options{Now: cacheNow})
+	caches.Register()
+	if err := caches.RegisterMetrics(prometheus.DefaultRegisterer); err != nil { // ours looks for them
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	tested = New(Options{InFlight: testInFlight})
 	tested.Register()
 	plugin.Register("arrivals", setupArrivals)
 	plugin.Register("decorate", setupDecorate)

@@ -4,14 +4,21 @@ import (
 	"context"
 
 	"github.com/coredns/coredns/plugin"
-	"github.com/coredns/coredns/plugin/cache"
 	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/answers"
 )
+
+// cached is a cache that can be asked what it has, as plugin/cache can.
+type cached interface {
+	plugin.Handler
+	answers.Cache
+}
 
 // observed stands in the place of a block's cache, which it is but for one thing: it tells the exchange that its
 // query came to this cache.
 type observed struct {
-	*cache.Cache
+	cached
 	block *block
 }
 
@@ -22,7 +29,7 @@ func (o *observed) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Ms
 	if x := exchangeOf(ctx); x != nil && r == &x.req {
 		x.block = o.block
 	}
-	return o.Cache.ServeDNS(ctx, w, r)
+	return o.cached.ServeDNS(ctx, w, r)
 }
 
 // behind stands directly behind a block's cache: a query that comes here was no hit. A prefetch comes here

@@ -33,10 +33,10 @@ import (
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
-	"github.com/coredns/coredns/plugin/cache"
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
 	"localcache.dev/localcache/internal/observe"
+	"localcache.dev/localcache/internal/replay"
 )
 
 // directive is the word in the Corefile.
@@ -67,8 +67,8 @@ type Plugin struct {
 	log     clog.P
 	metrics *metrics
 	find    func(*caddy.Instance, *dnsserver.Server) (*net.UDPConn, error) // socketOf, but in tests
-	itemsOf func(*cache.Cache) (*items, error)                             // newItems, but in tests
 	now     func() time.Time                                               // time.Now, but in tests
+	maxUses int                                                            // replay.MaxUses, but in tests
 	flying  atomic.Int64                                                   // misses, of all instances
 	warned  atomic.Bool                                                    // that a socket was not found
 	lost    losses
@@ -88,8 +88,8 @@ func New(o Options) *Plugin {
 		options: o,
 		log:     clog.NewWithPlugin(directive),
 		find:    socketOf,
-		itemsOf: newItems,
 		now:     time.Now,
+		maxUses: replay.MaxUses,
 		sockets: map[*socket]struct{}{},
 		stock:   map[*dnsserver.Server]why{},
 		drops:   map[uint64]uint32{},

@@ -5,14 +5,10 @@ import (
 	"fmt"
 	"net"
 	"reflect"
-	"time"
 	"unsafe"
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
-	"github.com/coredns/coredns/plugin/cache"
-
-	"localcache.dev/localcache/internal/cacheitem"
 )
 
 // What is read here has no exported way to it. Each read names the field and the type that it expects, and
@@ -76,31 +72,4 @@ func sitesOf(s *dnsserver.Server) ([]*dnsserver.Config, error) {
 		sites = append(sites, z...)
 	}
 	return sites, nil
-}
-
-// cacheOptions are what a cache was told and does not export.
-type cacheOptions struct {
-	keepTTL    bool
-	staleTTL   uint32 // that of stale answers, in seconds; 0 where they have none or there are none
-	prefetch   int    // hits that it takes; 0: none
-	duration   time.Duration
-	percentage int
-}
-
-func readCacheOptions(c *cache.Cache) (cacheOptions, error) {
-	keep, err1 := cacheitem.Option[bool](c, "keepttl")
-	stale, err2 := cacheitem.Option[time.Duration](c, "staleTTL")
-	prefetch, err3 := cacheitem.Option[int](c, "prefetch")
-	duration, err4 := cacheitem.Option[time.Duration](c, "duration")
-	percentage, err5 := cacheitem.Option[int](c, "percentage")
-	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
-		return cacheOptions{}, err
-	}
-	return cacheOptions{
-		keepTTL:    keep,
-		staleTTL:   uint32(stale / time.Second),
-		prefetch:   prefetch,
-		duration:   duration,
-		percentage: percentage,
-	}, nil
 }

@@ -12,13 +12,14 @@ import (
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
 	_ "github.com/coredns/coredns/plugin/bind"   // a directive of the Corefiles here
-	_ "github.com/coredns/coredns/plugin/cache"  // a directive of the Corefiles here
 	_ "github.com/coredns/coredns/plugin/dnstap" // a directive of the Corefiles here
 	_ "github.com/coredns/coredns/plugin/errors" // a directive of the Corefiles here
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 	dnstap "github.com/dnstap/golang-dnstap"
 	"github.com/miekg/dns"
 	"google.golang.org/protobuf/proto"
+
+	"localcache.dev/localcache/plugin/cache"
 )
 
 // whole is the one Plugin that these tests register: CoreDNS has no way to take one back.
@@ -26,6 +27,7 @@ var whole = sync.OnceValue(func() *Plugin {
 	caddy.Quiet, dnsserver.Quiet = true, true
 	p := New(Options{})
 	p.Register()
+	cache.New(cache.Options{}).Register()
 	return p
 })
 

@@ -1,5 +1,6 @@
-// Package test is CoreDNS's end-to-end test package with all of its plugins and localcache's fast path. The
-// files of CoreDNS's own test directory are added when it is built; see the package above.
+// Package test is CoreDNS's end-to-end test package with all of its plugins, of which localcache's cache can take one's
+// place, and localcache's fast path. The files of CoreDNS's own test directory, and the imports of its plugins without
+// cache, are added when it is built; see the package above.
 package test
 
 import (
@@ -8,10 +9,10 @@ import (
 	"slices"
 
 	"github.com/coredns/coredns/core/dnsserver"
-	_ "github.com/coredns/coredns/core/plugin" // the plugins that the tests use
 	"github.com/prometheus/client_golang/prometheus"
 
 	text "localcache.dev/localcache/internal/corefile" // a test of CoreDNS has a variable of its name
+	"localcache.dev/localcache/plugin/cache"
 	"localcache.dev/localcache/plugin/fastpath"
 )
 
@@ -26,6 +27,11 @@ func init() {
 	}
 	order := dnsserver.Directives
 	if err := dnsserver.SetDirectives(slices.Insert(slices.Clone(order), slices.Index(order, "cache")+1, directive)); err != nil {
+		panic(err)
+	}
+	keep := cache.New(cache.Options{})
+	keep.Register()
+	if err := keep.RegisterMetrics(prometheus.DefaultRegisterer); err != nil {
 		panic(err)
 	}
 	p := fastpath.New(fastpath.Options{})
