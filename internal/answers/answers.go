@@ -5,6 +5,7 @@
 package answers
 
 import (
+	"math"
 	"sync"
 	"time"
 )
@@ -43,8 +44,8 @@ type Answer struct {
 	Stored time.Time // by the cache's clock
 
 	mu   sync.Mutex
-	last time.Time
-	uses int
+	uses int32
+	last time.Duration // since it was stored
 }
 
 // Left is what is left of the TTL, in seconds; 0 and less: it is stale.
@@ -56,24 +57,25 @@ func (a *Answer) Left(now time.Time) int64 {
 func (a *Answer) Use(gap time.Duration, now time.Time) int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.last.Before(now.Add(-gap)) {
+	at := now.Sub(a.Stored)
+	if a.last < at-gap {
 		a.uses = 0
 	}
-	a.last = now
-	a.uses++
-	return a.uses
+	a.last = at
+	a.uses = min(a.uses, math.MaxInt32-1) + 1
+	return int(a.uses)
 }
 
 // Uses is what Use returned last.
 func (a *Answer) Uses() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.uses
+	return int(a.uses)
 }
 
 // SetUses has the count go on from there.
 func (a *Answer) SetUses(n int, last time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.uses, a.last = n, last
+	a.uses, a.last = int32(min(n, math.MaxInt32)), last.Sub(a.Stored)
 }

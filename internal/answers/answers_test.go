@@ -19,7 +19,7 @@ func TestLeft(t *testing.T) {
 
 func TestUses(t *testing.T) {
 	now := time.Now()
-	var a Answer
+	a := &Answer{Stored: now}
 	for i, use := range []struct {
 		at   time.Duration
 		want int

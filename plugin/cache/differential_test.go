@@ -54,7 +54,8 @@ func (o *origin) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg)
 	fmt.Fprint(h, o.seed, strings.ToLower(q.Name), q.Qtype, time.Now().UnixNano()/int64(phase))
 	rng := rand.New(rand.NewPCG(h.Sum64(), 3))
 	if o.delay && rng.IntN(3) == 0 {
-		time.Sleep(time.Duration(50+rng.IntN(400)) * time.Millisecond)
+		// Not a number of milliseconds: at the very end of a timeout either may come first.
+		time.Sleep(time.Duration(50_500+1000*rng.IntN(400)) * time.Microsecond)
 	}
 	m, rcode, err := respond(rng, r)
 	if strings.HasPrefix(q.Name, "wild") {

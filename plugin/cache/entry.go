@@ -14,10 +14,10 @@ import (
 type entry struct {
 	answers.Answer
 
-	name          string // of the question, in its sender's letters
 	qtype, qclass uint16
 	do, cd        bool
-	answering     bool // it has what was asked for, and is no error or referral
+	answering     bool   // it has what was asked for, and is no error or referral
+	name          string // of the question, in its sender's letters
 	// message is the response as it is sent, with the TTL that it was stored with in every record. Where there are
 	// no pointers the garbage collector has nothing to follow.
 	message []byte

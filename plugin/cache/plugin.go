@@ -9,8 +9,8 @@
 //
 //   - CoreDNS's cache adds up the lengths of its 512 shards whenever it stores an answer, which is a sixth of the
 //     CPU that a miss takes. Here the gauge is reckoned when somebody looks at it.
-//   - CoreDNS's cache keeps an answer as a tree of records. Here it is kept as it is sent (entry.go): a third of the
-//     memory, and next to nothing for the garbage collector to follow.
+//   - CoreDNS's cache keeps an answer as a tree of records. Here it is kept as it is sent (entry.go): in three fifths of
+//     the memory, of which the garbage collector has half as much to follow.
 //
 // # The way of a query
 //
