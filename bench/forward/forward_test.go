@@ -27,7 +27,7 @@ var (
 	profiles = flag.String("profiles", "", "a directory for CPU profiles of the servers, one of the last round of each")
 	length   = flag.Duration("length", 3*time.Second, "how long one measurement takes")
 	beside   = flag.String("beside", "", "a further program to measure, such as ours of another commit")
-	fast     = flag.Bool("fastpath", false, "measure ours once more with the directive fastpath in its block")
+	fast     = flag.Bool("fastpath", false, "measure ours and floor once more with the directive fastpath in their blocks")
 )
 
 // contender is a program with what its block of the Corefile has besides bind and forward.
@@ -52,10 +52,15 @@ func build(t *testing.T) []contender {
 		all = append(all, contender{name: name, program: program})
 	}
 	if *fast {
-		all = append(all, contender{name: "ours+fastpath", program: all[1].program, options: "fastpath"})
+		for _, c := range all[1:] {
+			all = append(all, contender{name: c.name + "+fastpath", program: c.program, options: "fastpath"})
+		}
 	}
 	if *beside != "" {
 		all = append(all, contender{name: "beside", program: *beside})
+		if *fast {
+			all = append(all, contender{name: "beside+fastpath", program: *beside, options: "fastpath"})
+		}
 	}
 	return all
 }
@@ -169,7 +174,7 @@ func median(rows []row) row {
 func inTurns(t *testing.T, what string, measure func(t *testing.T, c contender) row, floor bool) {
 	contenders := build(t)
 	if !floor {
-		contenders = slices.DeleteFunc(contenders, func(c contender) bool { return c.name == "floor" })
+		contenders = slices.DeleteFunc(contenders, func(c contender) bool { return strings.HasPrefix(c.name, "floor") })
 	}
 	rows := map[string][]row{}
 	for i := range *rounds {
@@ -179,11 +184,11 @@ func inTurns(t *testing.T, what string, measure func(t *testing.T, c contender) 
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%s (medians of %d)\n%-14s %10s %9s %10s %10s %8s %9s %7s %9s\n", what, *rounds,
+	fmt.Fprintf(&b, "\n%s (medians of %d)\n%-15s %10s %9s %10s %10s %8s %9s %7s %9s\n", what, *rounds,
 		"", "µs/query", "qps", "p50", "p99", "TCP", "SERVFAIL", "lost", "exchanges")
 	for _, c := range contenders {
 		r := median(rows[c.name])
-		fmt.Fprintf(&b, "%-14s %10.1f %9.0f %10s %10s %8d %9d %7d %9d\n", c.name, r.cpu, r.qps,
+		fmt.Fprintf(&b, "%-15s %10.1f %9.0f %10s %10s %8d %9d %7d %9d\n", c.name, r.cpu, r.qps,
 			r.p50.Round(10*time.Microsecond), r.p99.Round(10*time.Microsecond), r.conns, r.failed, r.lost, r.asked)
 	}
 	fmt.Fprintf(&b, "divided by stock of the same round\n")
@@ -193,7 +198,7 @@ func inTurns(t *testing.T, what string, measure func(t *testing.T, c contender) 
 			ratios = append(ratios, o.dividedBy(rows["stock"][i]))
 		}
 		r := median(ratios)
-		fmt.Fprintf(&b, "%-14s %10.2f %9.2f %10.2f %10.2f %8.2f\n", c.name, r.cpu, r.qps,
+		fmt.Fprintf(&b, "%-15s %10.2f %9.2f %10.2f %10.2f %8.2f\n", c.name, r.cpu, r.qps,
 			r.p50.Seconds(), r.p99.Seconds(), float64(r.conns)/100)
 	}
 	t.Log(b.String())

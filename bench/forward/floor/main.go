@@ -1,9 +1,10 @@
 // Command floor is the benchmark's server with a forward that answers by itself: what CoreDNS costs
-// around any forward.
+// around any forward, and with fastpath in the Corefile what that does.
 package main
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/miekg/dns"
 
 	"localcache.dev/localcache/bench/forward/chain"
+	"localcache.dev/localcache/bench/forward/fast"
 )
 
 func answer(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
@@ -25,6 +27,10 @@ func answer(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 }
 
 func main() {
+	if err := fast.Register(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	plugin.Register("forward", func(c *caddy.Controller) error {
 		dnsserver.GetConfig(c).AddPlugin(func(plugin.Handler) plugin.Handler { return plugin.HandlerFunc(answer) })
 		return nil
