@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,6 +29,7 @@ var (
 	length   = flag.Duration("length", 3*time.Second, "how long one measurement takes")
 	beside   = flag.String("beside", "", "a further program to measure, such as ours of another commit")
 	fast     = flag.Bool("fastpath", false, "measure ours and floor once more with the directive fastpath in their blocks")
+	only     = flag.String("only", "", "measure only programs whose name this regular expression matches; the first of them is what the others are divided by")
 )
 
 // contender is a program with what its block of the Corefile has besides bind and forward.
@@ -173,9 +175,18 @@ func median(rows []row) row {
 // inTurns measures each program once in each round, and reports the medians side by side.
 func inTurns(t *testing.T, what string, measure func(t *testing.T, c contender) row, floor bool) {
 	contenders := build(t)
+	wanted, err := regexp.Compile(*only)
+	if err != nil {
+		t.Fatal(err)
+	}
+	contenders = slices.DeleteFunc(contenders, func(c contender) bool { return !wanted.MatchString(c.name) })
 	if !floor {
 		contenders = slices.DeleteFunc(contenders, func(c contender) bool { return strings.HasPrefix(c.name, "floor") })
 	}
+	if len(contenders) == 0 {
+		t.Skipf("nothing is called %s", *only)
+	}
+	first := contenders[0].name
 	rows := map[string][]row{}
 	for i := range *rounds {
 		for j := range contenders {
@@ -191,11 +202,11 @@ func inTurns(t *testing.T, what string, measure func(t *testing.T, c contender) 
 		fmt.Fprintf(&b, "%-15s %10.1f %9.0f %10s %10s %8d %9d %7d %9d\n", c.name, r.cpu, r.qps,
 			r.p50.Round(10*time.Microsecond), r.p99.Round(10*time.Microsecond), r.conns, r.failed, r.lost, r.asked)
 	}
-	fmt.Fprintf(&b, "divided by stock of the same round\n")
+	fmt.Fprintf(&b, "divided by %s of the same round\n", first)
 	for _, c := range contenders[1:] {
 		var ratios []row
 		for i, o := range rows[c.name] {
-			ratios = append(ratios, o.dividedBy(rows["stock"][i]))
+			ratios = append(ratios, o.dividedBy(rows[first][i]))
 		}
 		r := median(ratios)
 		fmt.Fprintf(&b, "%-15s %10.2f %9.2f %10.2f %10.2f %8.2f\n", c.name, r.cpu, r.qps,

@@ -132,33 +132,27 @@ func (s *datagramSocket) rest() {
 // at first and whenever something may have come.
 func (s *datagramSocket) step(fd uintptr) bool {
 	if s.sent {
-		return s.read(int(fd))
+		return s.read(fd)
 	}
-	if s.drain && !s.empty(int(fd)) {
+	if s.drain && !s.empty(fd) {
 		return true
 	}
 	s.out = append(s.out[:0], s.call.wire...)
 	binary.BigEndian.PutUint16(s.out, s.id)
-	for {
-		_, err := unix.Write(int(fd), s.out)
-		if err == unix.EINTR {
-			continue
-		}
-		s.failed = os.NewSyscallError("write", err)
-		s.sent = err == nil
-		return !s.sent
-	}
+	_, err := rawWrite(fd, s.out)
+	s.failed = os.NewSyscallError("write", err)
+	s.sent = err == nil
+	return !s.sent
 }
 
 // empty throws away what came before the query was sent. It is false where the socket has failed.
-func (s *datagramSocket) empty(fd int) bool {
+func (s *datagramSocket) empty(fd uintptr) bool {
 	buffer := datagramBuffers.Get().(*[datagramBuffer]byte)
 	defer datagramBuffers.Put(buffer)
 	for range drainMost {
-		switch _, err := unix.Read(fd, buffer[:]); err {
+		switch _, err := rawRead(fd, buffer[:]); err {
 		case nil:
 			s.sink.Drop(observe.DropWrongID)
-		case unix.EINTR:
 		case unix.EAGAIN:
 			return true
 		default:
@@ -171,17 +165,16 @@ func (s *datagramSocket) empty(fd int) bool {
 
 // read takes what has come. What is not the answer is dropped and counted, and the wait goes on: it may
 // be a forgery that came before the answer.
-func (s *datagramSocket) read(fd int) bool {
+func (s *datagramSocket) read(fd uintptr) bool {
 	buffer := datagramBuffers.Get().(*[datagramBuffer]byte)
 	defer datagramBuffers.Put(buffer)
 	for n := 1; ; n++ {
-		size, err := unix.Read(fd, buffer[:])
+		size, err := rawRead(fd, buffer[:])
 		switch err {
 		case nil:
 			if s.received(buffer[:size], size == len(buffer)) {
 				return true
 			}
-		case unix.EINTR:
 		case unix.EAGAIN:
 			return false
 		default:

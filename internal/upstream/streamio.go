@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"runtime"
 	"slices"
@@ -60,19 +61,15 @@ func (c *streamConn) flush() {
 
 // writeOnce is one system call.
 func (c *streamConn) writeOnce(fd uintptr) bool {
-	for {
-		n, err := unix.Write(int(fd), c.batch)
-		switch err {
-		case unix.EINTR:
-			continue
-		case nil:
-			c.written = n
-		case unix.EAGAIN:
-		default:
-			c.writeErr = os.NewSyscallError("write", err)
-		}
-		return true
+	n, err := rawWrite(fd, c.batch)
+	switch err {
+	case nil:
+		c.written = n
+	case unix.EAGAIN:
+	default:
+		c.writeErr = os.NewSyscallError("write", err)
 	}
+	return true
 }
 
 func (c *streamConn) notWritten(err error) {
@@ -114,8 +111,12 @@ type delivery struct {
 func (c *streamConn) read() {
 	var in frames
 	var batch []delivery
+	var from io.Reader = c.conn
+	if c.raw != nil {
+		from = newRawReader(c.raw)
+	}
 	for {
-		n, err := c.conn.Read(in.space())
+		n, err := from.Read(in.space())
 		if n > 0 {
 			in.filled(n)
 			batch, err = c.received(&in, batch[:0], err)

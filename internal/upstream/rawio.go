@@ -1,0 +1,85 @@
+package upstream
+
+import (
+	"io"
+	"os"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sockets that do not block are written and read without telling Go's scheduler. Told of a system call that takes
+// 20 µs, which one on a busy core does, it hands the processor to another thread; and while that happens,
+// its monitor wakes up every 20 µs to look whether it has to. That was a tenth of the CPU of a miss.
+
+// rawWrite is write(2).
+func rawWrite(fd uintptr, b []byte) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// rawRead is read(2).
+func rawRead(fd uintptr, b []byte) (int, error) {
+	for {
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
+	}
+}
+
+// rawReader reads a stream. It is in the hands of the poller no longer than for the system call and the
+// wait: who closes the connection waits for that.
+type rawReader struct {
+	raw  syscall.RawConn
+	step func(fd uintptr) bool // once, bound once
+	into []byte
+	n    int
+	err  error
+}
+
+func newRawReader(raw syscall.RawConn) *rawReader {
+	r := &rawReader{raw: raw}
+	r.step = r.once
+	return r
+}
+
+// Read implements io.Reader.
+func (r *rawReader) Read(b []byte) (int, error) {
+	r.into, r.n, r.err = b, 0, nil
+	err := r.raw.Read(r.step)
+	r.into = nil
+	if err != nil {
+		return 0, err
+	}
+	return r.n, r.err
+}
+
+// once is one system call, and false where there is nothing to read yet.
+func (r *rawReader) once(fd uintptr) bool {
+	n, err := rawRead(fd, r.into)
+	switch {
+	case err == unix.EAGAIN:
+		return false
+	case err != nil:
+		r.err = os.NewSyscallError("read", err)
+	case n == 0:
+		r.err = io.EOF
+	default:
+		r.n = n
+	}
+	return true
+}
