@@ -44,6 +44,7 @@ func (f *flight) answerFor(query Query, shared bool, answer *Answer) error {
 // question's get its letters, too: they were those of the client that came first.
 func restore(msg, query *dns.Msg) {
 	asked := query.Question[0]
+	same := len(msg.Question) == 1 && msg.Question[0] == asked
 	if len(msg.Question) == 1 && msg.Question[0].Name != asked.Name {
 		theirs := msg.Question[0].Name
 		for _, rr := range msg.Answer {
@@ -57,7 +58,9 @@ func restore(msg, query *dns.Msg) {
 	msg.Opcode = query.Opcode
 	msg.RecursionDesired = query.RecursionDesired
 	msg.CheckingDisabled = query.CheckingDisabled
-	msg.Question = []dns.Question{asked}
+	if !same {
+		msg.Question = []dns.Question{asked}
+	}
 	if opt := query.IsEdns0(); opt != nil {
 		if msg.IsEdns0() == nil {
 			msg.SetEdns0(ednsSize, opt.Do()) // the upstream has none, but we have (RFC 6891, section 6.1.1)

@@ -10,13 +10,21 @@ import (
 // CNAME and SOA whose names have only letters, digits, hyphens and underscores, and an OPT record without
 // options. Names that are the question's share its string. asked is the question in
 // presentation form. It is false for everything else, faults included, which is left to the library.
+//
+// Where the client sent no OPT record, that of an answer with NOERROR or NXDOMAIN is read and left out: it would be
+// taken away again. With other RCODEs it says whether the server knows EDNS.
 func (q *question) decode(msg []byte, asked *dns.Question) (*dns.Msg, bool) {
 	if !q.shareable || len(msg) < q.end || binary.BigEndian.Uint16(msg[4:]) != 1 ||
 		string(msg[headerLen:q.end]) != string(q.wire[headerLen:q.end]) {
 		return nil, false
 	}
 	d := decoder{msg: msg, off: q.end, question: asked.Name}
-	m := &dns.Msg{Question: []dns.Question{*asked}}
+	made := &struct { // one allocation
+		dns.Msg
+		question [1]dns.Question
+	}{question: [1]dns.Question{*asked}}
+	m := &made.Msg
+	m.Question = made.question[:]
 	m.Id = binary.BigEndian.Uint16(msg)
 	m.Response = msg[2]&0x80 != 0
 	m.Opcode = int(msg[2]>>3) & 0xf
@@ -30,6 +38,7 @@ func (q *question) decode(msg []byte, asked *dns.Question) (*dns.Msg, bool) {
 	m.Rcode = int(msg[3] & 0x0f)
 	m.Answer = d.records(binary.BigEndian.Uint16(msg[6:]))
 	m.Ns = d.records(binary.BigEndian.Uint16(msg[8:]))
+	d.bare = q.bare && (m.Rcode == dns.RcodeSuccess || m.Rcode == dns.RcodeNameError)
 	m.Extra = d.records(binary.BigEndian.Uint16(msg[10:]))
 	if d.failed || d.off != len(msg) {
 		return nil, false
@@ -60,6 +69,7 @@ type decoder struct {
 	off      int
 	question string
 	opts     int
+	bare     bool // OPT records are left out
 	failed   bool
 }
 
@@ -69,16 +79,37 @@ func (d *decoder) records(n uint16) []dns.RR {
 		d.failed = d.failed || n > 0
 		return nil
 	}
-	list := make([]dns.RR, 0, n)
+	var list []dns.RR
 	for range n {
+		if d.bare && d.passOPT() {
+			continue
+		}
 		rr := d.record()
 		if rr == nil {
 			d.failed = true
 			return nil
 		}
+		if list == nil {
+			list = make([]dns.RR, 0, n)
+		}
 		list = append(list, rr)
 	}
 	return list
+}
+
+// passOPT goes past an OPT record that has neither options nor a part of the RCODE.
+func (d *decoder) passOPT() bool {
+	const size = 11
+	if d.off+size > len(d.msg) {
+		return false
+	}
+	r := d.msg[d.off : d.off+size]
+	if r[0] != 0 || binary.BigEndian.Uint16(r[1:]) != dns.TypeOPT || r[5] != 0 || r[9]|r[10] != 0 {
+		return false
+	}
+	d.off += size
+	d.opts++
+	return true
 }
 
 // record returns the next record, nil where it is none of the types.
@@ -100,15 +131,23 @@ func (d *decoder) record() dns.RR {
 	switch h.Rrtype {
 	case dns.TypeA:
 		if h.Rdlength == 4 {
-			rr := &dns.A{Hdr: h, A: append(make([]byte, 0, 4), d.msg[d.off:end]...)}
+			rr := &struct { // one allocation, of the size that the record has anyway
+				dns.A
+				addr [4]byte
+			}{A: dns.A{Hdr: h}, addr: [4]byte(d.msg[d.off:end])}
+			rr.A.A = rr.addr[:]
 			d.off = end
-			return rr
+			return &rr.A
 		}
 	case dns.TypeAAAA:
 		if h.Rdlength == 16 {
-			rr := &dns.AAAA{Hdr: h, AAAA: append(make([]byte, 0, 16), d.msg[d.off:end]...)}
+			rr := &struct {
+				dns.AAAA
+				addr [16]byte
+			}{AAAA: dns.AAAA{Hdr: h}, addr: [16]byte(d.msg[d.off:end])}
+			rr.AAAA.AAAA = rr.addr[:]
 			d.off = end
-			return rr
+			return &rr.AAAA
 		}
 	case dns.TypeCNAME:
 		if target, ok := d.name(end); ok && d.off == end {

@@ -99,14 +99,21 @@ func (f *flight) begin(alone bool) {
 // again.
 func (f *flight) run(ctx context.Context) bool {
 	canceled := ctx.Done()
+	now := f.start // or soon after: the timer may be that much late
+	if f.timed {
+		now = time.Now()
+	}
 	for f.answer == nil && f.err == nil {
 		wake := sooner(f.next, f.deadline)
 		if c := f.carried; c != nil {
 			f.carried = nil
 			c.path.carry(c, wake)
+			if len(f.results) == 0 {
+				now = time.Now()
+			}
 		}
 		if len(f.results) == 0 {
-			f.timer.Reset(time.Until(wake))
+			f.timer.Reset(wake.Sub(now))
 			f.timed = true
 		}
 		var c *call
@@ -121,9 +128,11 @@ func (f *flight) run(ctx context.Context) bool {
 			}
 		}
 		if c != nil {
+			now = c.end
 			f.handle(c)
 		} else {
-			f.look(time.Now())
+			now = time.Now()
+			f.look(now)
 		}
 	}
 	if f.timed {

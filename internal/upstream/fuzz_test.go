@@ -190,10 +190,17 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			return
 		}
+		q.bare = false
 		got, ok := q.decode(msg, &q.asked)
+		q.bare = true
+		bare, bareOK := q.decode(msg, &q.asked)
+		if bareOK != ok {
+			t.Fatalf("%x is read %t with an OPT record and %t without", msg, ok, bareOK)
+		}
 		if !ok {
 			return
 		}
+		checkBare(t, got, bare)
 		want := new(dns.Msg)
 		if err := want.Unpack(msg); err != nil {
 			t.Fatalf("%x is read as %v, the library says %v", msg, got, err)
@@ -216,6 +223,37 @@ func FuzzDecode(f *testing.F) {
 			t.Fatalf("%x is read as\n%v\nand not as\n%v", msg, got, want)
 		}
 	})
+}
+
+// checkBare: without the OPT record of the additional section everything else is the same, and it stays where it says
+// something.
+func checkBare(t *testing.T, whole, bare *dns.Msg) {
+	t.Helper()
+	want := *whole
+	if whole.Rcode == dns.RcodeSuccess || whole.Rcode == dns.RcodeNameError {
+		want.Extra = nil
+		for _, rr := range whole.Extra {
+			if _, isOPT := rr.(*dns.OPT); !isOPT {
+				want.Extra = append(want.Extra, rr)
+			}
+		}
+	}
+	if !reflect.DeepEqual(bare, &want) {
+		t.Fatalf("%v without its OPT record is read as\n%v", whole, bare)
+	}
+}
+
+// TestDecodeAllocates: the message with its question, the record with its address, and the list that it is in.
+func TestDecodeAllocates(t *testing.T) {
+	query := ask("www.example.")
+	q, err := newQuestion(query)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer := reply(query.SetEdns0(1232, false), fault{})
+	if n := testing.AllocsPerRun(100, func() { q.decode(answer, &q.asked) }); n > 3 {
+		t.Errorf("%v allocations", n)
+	}
 }
 
 // TestDecodeReadsTheUsual: the usual answers do not need the library.

@@ -30,6 +30,8 @@ type question struct {
 	// shareable is false for a message that is passed on as it came: another opcode than QUERY, a
 	// signature, records where a question has none.
 	shareable bool
+	// bare is true where the query has no OPT record, so that its client gets none.
+	bare bool
 }
 
 // newQuestion packs what m asks. EDNS is between neighbours (RFC 6891, section 6.1.1), so the OPT
@@ -80,7 +82,7 @@ func (q *question) pack(m *dns.Msg) error {
 	if wire, err = appendOPT(wire, opt); err != nil {
 		return fmt.Errorf("%w: its EDNS options: %w", ErrInvalidQuery, err)
 	}
-	q.wire, q.end, q.shareable = wire, end, true
+	q.wire, q.end, q.shareable, q.bare = wire, end, true, opt == nil
 	q.asked = *asked
 	return nil
 }
@@ -158,7 +160,7 @@ func (q *question) verbatim(m *dns.Msg) error {
 		}
 		end = after + 4
 	}
-	q.wire, q.end, q.shareable = wire, end, false
+	q.wire, q.end, q.shareable, q.bare = wire, end, false, false
 	return nil
 }
 
