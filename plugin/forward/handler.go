@@ -29,7 +29,7 @@ func (*handler) Name() string { return directive }
 // written: cache may still have a stale answer.
 func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	state := request.Request{W: w, Req: r}
-	if !h.config.matches(state.Name()) {
+	if !h.config.matchesAll() && !h.config.matches(state.Name()) {
 		return plugin.NextOrFailure(h.Name(), h.next, ctx, w, r)
 	}
 	h.used.set()
@@ -38,9 +38,15 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		q.Proto = observe.TCP
 	}
 	var answer upstream.Answer
-	trace, start := observe.TraceFrom(ctx), time.Now()
+	trace := observe.TraceFrom(ctx)
+	var start time.Time
+	if trace != nil {
+		start = time.Now()
+	}
 	err := h.group.ExchangeInto(ctx, q, &answer)
-	trace.Wait(time.Since(start))
+	if trace != nil {
+		trace.Wait(time.Since(start))
+	}
 	if err != nil {
 		return h.fail(ctx, &state, err)
 	}
@@ -120,6 +126,9 @@ func (h *handler) leadsOn(m *dns.Msg) bool {
 	return slices.Contains(h.config.Next, m.Rcode) ||
 		h.config.NextOnNodata && m.Rcode == dns.RcodeSuccess && len(m.Answer) == 0
 }
+
+// matchesAll tells whether every name is the stanza's to forward.
+func (c *Config) matchesAll() bool { return c.From == "." && len(c.Except) == 0 }
 
 // matches tells whether a name, in lower case and fully qualified, is the stanza's to forward. FROM
 // itself always is, even where except names it.
