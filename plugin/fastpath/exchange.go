@@ -2,7 +2,6 @@ package fastpath
 
 import (
 	"net"
-	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,16 +19,16 @@ import (
 type exchange struct {
 	socket   *socket
 	peer     udpbatch.Peer
-	client   netip.AddrPort
 	received int64 // by clock
 	arrival  observe.Arrival
 
 	mu  sync.Mutex
 	own *scratch // nil when it has ended
 
-	req    dns.Msg
-	remote net.UDPAddr
-	writer dns.Writer
+	req      dns.Msg
+	question [1]dns.Question // of req, where it is a plain query
+	remote   net.UDPAddr
+	writer   dns.Writer
 
 	block  *block      // whose cache it came to; written by the handlers' goroutine
 	missed atomic.Bool // that cache did not have it
@@ -62,13 +61,16 @@ func (x *exchange) serve() {
 		own := *x.own
 		x.own = &own
 	}
-	from := x.client.Addr()
-	x.remote = net.UDPAddr{IP: from.AsSlice(), Port: int(x.client.Port()), Zone: from.Zone()}
+	client := x.peer.AddrPort()
+	from := client.Addr()
+	x.remote = net.UDPAddr{IP: from.AsSlice(), Port: int(client.Port()), Zone: from.Zone()}
 	x.writer = dns.Writer(rawWriter{x})
 	if k.decorate != nil {
 		x.writer = k.decorate(x.writer)
 	}
-	if err := x.req.Unpack(x.own.payload[:x.own.size]); err != nil {
+	if x.own.plain && x.unpack(&x.own.query) {
+		// as most are
+	} else if err := x.req.Unpack(x.own.payload[:x.own.size]); err != nil {
 		x.req.SetRcodeFormatError(&x.req)
 		x.req.Ns, x.req.Answer, x.req.Extra = nil, nil, nil
 		_ = x.WriteMsg(&x.req) // as miekg/dns: there is nobody to tell

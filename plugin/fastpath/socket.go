@@ -240,7 +240,7 @@ func (k *socket) dispatch(i int, payload []byte, plain bool, now int64, arrived 
 	if plain {
 		w.query = k.query
 	}
-	w.work <- &exchange{socket: k, peer: *peer, client: client, received: now, arrival: arrival(peer, arrived), own: &w.scratch}
+	w.work <- &exchange{socket: k, peer: *peer, received: now, arrival: arrival(peer, arrived), own: &w.scratch}
 }
 
 // WriteTo implements net.PacketConn. CoreDNS's server writes to the addresses that ReadFrom gave it.

@@ -44,28 +44,33 @@ type pool struct {
 	mu      sync.Mutex
 	idle    []*worker // the last one was busy last
 	busy    int
-	clients map[netip.Addr]int // in flight
-	users   int                // sockets that are being served
-	closed  chan struct{}      // closes when there are none; nil before the first
+	clients map[netip.Addr]*share // that have some in flight
+	spare   *share                // an entry that nobody uses
+	tick    int                   // of the trimmer
+	users   int                   // sockets that are being served
+	closed  chan struct{}         // closes when there are none; nil before the first
 	trimmer sync.WaitGroup
 }
 
 type worker struct {
 	work  chan *exchange
-	since time.Time // idle
+	share *share // of the client whose query it works on
+	since int    // idle, in ticks of the pool
 	scratch
 }
 
+// share is what one client has in flight.
+type share struct {
+	addr  netip.Addr
+	count int
+}
+
 func newPool(limit int, total *atomic.Int64) *pool {
-	return &pool{limit: limit, total: total, clients: map[netip.Addr]int{}}
+	return &pool{limit: limit, total: total, clients: map[netip.Addr]*share{}}
 }
 
 // crowded reports whether so many misses are in flight that answers are likely to come in bursts.
-func (p *pool) crowded() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.busy >= crowd
-}
+func (p *pool) crowded() bool { return p.total.Load() >= crowd }
 
 // open is called for each socket that is to use the pool, close when it does so no more.
 func (p *pool) open() {
@@ -98,10 +103,14 @@ func (p *pool) close() {
 // take gives a worker to a client's query, unless too many are in flight. A client may have as many as there are still
 // free: one alone gets half of all, n that ask for more than there is get an n+1st each, and there
 // is always room for the first query of another.
-func (p *pool) take(client netip.Addr) (*worker, refusal) {
+func (p *pool) take(addr netip.Addr) (*worker, refusal) {
 	p.mu.Lock()
 	free := p.limit - int(p.total.Load())
-	switch n := p.clients[client]; {
+	c, n := p.clients[addr], 0
+	if c != nil {
+		n = c.count
+	}
+	switch {
 	case p.users == 0:
 		p.mu.Unlock()
 		return nil, stopped
@@ -111,9 +120,10 @@ func (p *pool) take(client netip.Addr) (*worker, refusal) {
 	case n >= free:
 		p.mu.Unlock()
 		return nil, clientShare
-	default:
-		p.clients[client] = n + 1
+	case c == nil:
+		c = p.enter(addr)
 	}
+	c.count++
 	p.busy++
 	p.total.Add(1)
 	var w *worker
@@ -124,10 +134,23 @@ func (p *pool) take(client netip.Addr) (*worker, refusal) {
 	}
 	p.mu.Unlock()
 	if w == nil {
-		w = &worker{work: make(chan *exchange, 1)}
+		w = &worker{work: make(chan *exchange, 1), share: c}
 		go w.run(p)
+		return w, admitted
 	}
+	w.share = c
 	return w, admitted
+}
+
+// enter makes the entry of a client that has none. It runs with p.mu held.
+func (p *pool) enter(addr netip.Addr) *share {
+	c := p.spare
+	if p.spare = nil; c == nil {
+		c = new(share)
+	}
+	c.addr = addr
+	p.clients[addr] = c
+	return c
 }
 
 // run serves one exchange after the other.
@@ -144,7 +167,7 @@ func (w *worker) run(p *pool) {
 func (w *worker) loop(p *pool, _ *[warmStack]byte) {
 	for x := range w.work {
 		w.serve(p, x)
-		if !p.release(w, x) {
+		if !p.release(w) {
 			return
 		}
 	}
@@ -156,38 +179,42 @@ func (w *worker) serve(p *pool, x *exchange) {
 	x.serve()
 }
 
-// release takes back the place of x, and reports whether w is to wait for another.
-func (p *pool) release(w *worker, x *exchange) bool {
-	client := x.client.Addr()
+// release takes back the place of w's query, and reports whether w is to wait for another.
+func (p *pool) release(w *worker) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.busy--
 	p.total.Add(-1)
-	if n := p.clients[client]; n > 1 {
-		p.clients[client] = n - 1
-	} else {
-		delete(p.clients, client)
+	c := w.share
+	w.share = nil
+	if c.count--; c.count == 0 {
+		delete(p.clients, c.addr)
+		p.spare = c
 	}
 	if p.users == 0 {
 		return false
 	}
-	w.since = time.Now()
+	w.since = p.tick
 	p.idle = append(p.idle, w)
 	return true
 }
 
+// trimsIdle is how many ticks are idleTime.
+const trimsIdle = 2
+
 // trim ends workers that have been idle for long. They are the first of the list.
 func (p *pool) trim(closed <-chan struct{}) {
-	ticker := time.NewTicker(idleTime / 2)
+	ticker := time.NewTicker(idleTime / trimsIdle)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-closed:
 			return
-		case now := <-ticker.C:
+		case <-ticker.C:
 			p.mu.Lock()
+			p.tick++
 			n := 0
-			for n < len(p.idle) && now.Sub(p.idle[n].since) > idleTime {
+			for n < len(p.idle) && p.tick-p.idle[n].since > trimsIdle {
 				close(p.idle[n].work)
 				n++
 			}
