@@ -139,9 +139,10 @@ func (s *datagramSocket) step(fd uintptr) bool {
 	}
 	s.out = append(s.out[:0], s.call.wire...)
 	binary.BigEndian.PutUint16(s.out, s.id)
-	_, err := rawWrite(fd, s.out)
-	s.failed = os.NewSyscallError("write", err)
-	s.sent = err == nil
+	_, errno := rawWrite(fd, s.out)
+	if s.sent = errno == 0; !s.sent {
+		s.failed = os.NewSyscallError("write", errno)
+	}
 	return !s.sent
 }
 
@@ -150,13 +151,13 @@ func (s *datagramSocket) empty(fd uintptr) bool {
 	buffer := datagramBuffers.Get().(*[datagramBuffer]byte)
 	defer datagramBuffers.Put(buffer)
 	for range drainMost {
-		switch _, err := rawRead(fd, buffer[:]); err {
-		case nil:
+		switch _, errno := rawRead(fd, buffer[:]); errno {
+		case 0:
 			s.sink.Drop(observe.DropWrongID)
 		case unix.EAGAIN:
 			return true
 		default:
-			s.failed = os.NewSyscallError("read", err)
+			s.failed = os.NewSyscallError("read", errno)
 			return false
 		}
 	}
@@ -169,16 +170,16 @@ func (s *datagramSocket) read(fd uintptr) bool {
 	buffer := datagramBuffers.Get().(*[datagramBuffer]byte)
 	defer datagramBuffers.Put(buffer)
 	for n := 1; ; n++ {
-		size, err := rawRead(fd, buffer[:])
-		switch err {
-		case nil:
+		size, errno := rawRead(fd, buffer[:])
+		switch errno {
+		case 0:
 			if s.received(buffer[:size], size == len(buffer)) {
 				return true
 			}
 		case unix.EAGAIN:
 			return false
 		default:
-			s.failed = os.NewSyscallError("read", err)
+			s.failed = os.NewSyscallError("read", errno)
 			return true
 		}
 		// The poller knows the deadline, but is not asked while more comes than can be read.

@@ -14,12 +14,12 @@ import (
 // its monitor wakes up every 20 µs to look whether it has to. That was a tenth of the CPU of a miss.
 
 // rawWrite is write(2).
-func rawWrite(fd uintptr, b []byte) (int, error) {
+func rawWrite(fd uintptr, b []byte) (int, unix.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
 		switch errno {
 		case 0:
-			return int(n), nil
+			return int(n), 0
 		case unix.EINTR:
 		default:
 			return 0, errno
@@ -28,12 +28,12 @@ func rawWrite(fd uintptr, b []byte) (int, error) {
 }
 
 // rawRead is read(2).
-func rawRead(fd uintptr, b []byte) (int, error) {
+func rawRead(fd uintptr, b []byte) (int, unix.Errno) {
 	for {
 		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
 		switch errno {
 		case 0:
-			return int(n), nil
+			return int(n), 0
 		case unix.EINTR:
 		default:
 			return 0, errno
@@ -70,12 +70,12 @@ func (r *rawReader) Read(b []byte) (int, error) {
 
 // once is one system call, and false where there is nothing to read yet.
 func (r *rawReader) once(fd uintptr) bool {
-	n, err := rawRead(fd, r.into)
+	n, errno := rawRead(fd, r.into)
 	switch {
-	case err == unix.EAGAIN:
+	case errno == unix.EAGAIN:
 		return false
-	case err != nil:
-		r.err = os.NewSyscallError("read", err)
+	case errno != 0:
+		r.err = os.NewSyscallError("read", errno)
 	case n == 0:
 		r.err = io.EOF
 	default:

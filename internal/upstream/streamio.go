@@ -61,13 +61,13 @@ func (c *streamConn) flush() {
 
 // writeOnce is one system call.
 func (c *streamConn) writeOnce(fd uintptr) bool {
-	n, err := rawWrite(fd, c.batch)
-	switch err {
-	case nil:
+	n, errno := rawWrite(fd, c.batch)
+	switch errno {
+	case 0:
 		c.written = n
 	case unix.EAGAIN:
 	default:
-		c.writeErr = os.NewSyscallError("write", err)
+		c.writeErr = os.NewSyscallError("write", errno)
 	}
 	return true
 }
