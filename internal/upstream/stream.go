@@ -84,8 +84,8 @@ func (p *streamPool) submit(c *call) {
 }
 
 // choose returns the connection for c: the one with the fewest questions among those that are not
-// late, else a new one, and when there are enough of them the one with the fewest questions. It runs
-// with p.mu held.
+// late, else a late one whose answers are here, else a new one, and when there are enough of them the
+// one with the fewest questions. It runs with p.mu held.
 func (p *streamPool) choose(c *call) *streamConn {
 	limit := p.path.server.config.MaxConns
 	if c.probe {
@@ -94,7 +94,7 @@ func (p *streamPool) choose(c *call) *streamConn {
 		return p.open(c.start)
 	}
 	lateAfter := p.lateAfter()
-	var prompt, any, last *streamConn
+	var prompt, any, late, last *streamConn
 	joining := false // prompt has a burst to join
 	open := 0
 	for _, conn := range p.conns {
@@ -115,7 +115,13 @@ func (p *streamPool) choose(c *call) *streamConn {
 		if any == nil || conn.busy < any.busy {
 			any = conn
 		}
-		if conn.late(c.start, lateAfter) || c.younger != nil && !conn.born.After(c.younger.born) {
+		if c.younger != nil && !conn.born.After(c.younger.born) {
+			continue
+		}
+		if conn.late(c.start, lateAfter) {
+			if late == nil || conn.busy < late.busy {
+				late = conn
+			}
 			continue
 		}
 		switch joins := conn.unsent > 0 && conn.unsent < burstMost; {
@@ -128,6 +134,10 @@ func (p *streamPool) choose(c *call) *streamConn {
 	switch {
 	case prompt != nil:
 		return prompt
+	case late != nil && late.unread():
+		// The answers are here, and it is this process that did not come to its turn: another connection would not
+		// be any faster.
+		return late
 	case open < limit:
 		if conn := p.open(c.start); conn != nil {
 			return conn

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"localcache.dev/localcache/internal/observe"
 )
 
@@ -152,6 +154,16 @@ func (c *streamConn) tooOld(now time.Time) bool { return !now.Before(c.retireAt)
 // late reports whether the oldest call has waited for longer than after.
 func (c *streamConn) late(now time.Time, after time.Duration) bool {
 	return c.waiting.head != nil && now.Sub(c.waiting.head.start) > after
+}
+
+// unread reports whether something has come that was not read yet. With TLS it is not known, and false.
+func (c *streamConn) unread() bool {
+	n := 0
+	if c.raw == nil {
+		return false
+	}
+	err := c.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ) })
+	return err == nil && n > 0
 }
 
 // carries reports whether one of calls went over c.
