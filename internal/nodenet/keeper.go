@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // KeeperConfig is what a Keeper needs of its surroundings.
@@ -69,6 +70,10 @@ type Keeper struct {
 
 	wakeRules chan struct{} // capacity 1: what is committed has changed
 	wakeLink  chan struct{}
+	wakeFlows chan struct{} // capacity 1: rules were put in place
+
+	flows     flowTable
+	flowsRest time.Duration // flowsRest but in tests
 }
 
 // NewKeeper makes a Keeper that has touched nothing yet.
@@ -92,6 +97,9 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 		lastWoe:   map[woe]string{},
 		wakeRules: make(chan struct{}, 1),
 		wakeLink:  make(chan struct{}, 1),
+		wakeFlows: make(chan struct{}, 1),
+		flows:     kernelFlows(),
+		flowsRest: flowsRest,
 	}
 	k.turn <- struct{}{}
 	return k, nil

@@ -83,6 +83,7 @@ func (k *Keeper) bringIn(ctx context.Context, w *wish) error {
 	k.succeeded(w)
 	if w.fw != nil {
 		k.cfg.Log.Infof("rules are in place with %s (%s)", w.fw.Name(), w.why)
+		nudge(k.wakeFlows)
 	}
 	return errors.Join(k.clean(ctx, w), k.dropSurplus())
 }
@@ -211,7 +212,12 @@ func (k *Keeper) checkRules(ctx context.Context) error {
 		if err == nil && !inPlace && keeps {
 			inPlace, err = k.mend(ctx, w, draining, diffs)
 		}
-		k.board.update(func(s *Status) { s.RulesInPlace = inPlace })
+		k.board.update(func(s *Status) {
+			if inPlace && !s.RulesInPlace {
+				nudge(k.wakeFlows)
+			}
+			s.RulesInPlace = inPlace
+		})
 		errs = append(errs, err)
 	}
 	if keeps {
@@ -230,6 +236,7 @@ func (k *Keeper) mend(ctx context.Context, w *wish, draining bool, diffs []strin
 		return false, err
 	}
 	k.board.repaired(RepairRules)
+	nudge(k.wakeFlows) // what came while they were missing was tracked
 	k.cfg.Log.Warningf("rules of %s had been changed by another program and were put back: %s", w.fw.Name(), few(diffs))
 	return true, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -20,15 +21,19 @@ const (
 // Run keeps the interface and the rules of what is committed as they should be until ctx ends: a
 // deleted link, one that was set down and a deleted address are back within a second, changed rules
 // within one Check. Sockets that are bound to an address that is put back go on working, as a bound
-// socket holds the address and not the link.
+// socket holds the address and not the link. It also has connection tracking forget what the fallback had
+// carried before.
 func (k *Keeper) Run(ctx context.Context) error {
-	done := make(chan struct{})
-	k.cfg.Go(func() {
-		defer close(done)
-		k.keepRules(ctx)
-	})
+	var others sync.WaitGroup
+	for _, f := range []func(context.Context){k.keepRules, k.forgetOld} {
+		others.Add(1)
+		k.cfg.Go(func() {
+			defer others.Done()
+			f(ctx)
+		})
+	}
 	k.keepLink(ctx)
-	<-done
+	others.Wait()
 	return nil
 }
 

@@ -21,12 +21,13 @@ const (
 	ErrorInterfaceAdd   ErrorType = "interface_add" // a change of the interface or its addresses
 	ErrorInterfaceCheck ErrorType = "interface_check"
 	ErrorNFTables       ErrorType = "nftables"
-	ErrorPresence       ErrorType = "presence" // other localcache processes could not be looked for
+	ErrorPresence       ErrorType = "presence"  // other localcache processes could not be looked for
+	ErrorConntrack      ErrorType = "conntrack" // entries of flows that the fallback had carried could not be deleted
 )
 
 // ErrorTypes lists every type, so that a counter of each can exist from the start.
 func ErrorTypes() []ErrorType {
-	return []ErrorType{ErrorIPTables, ErrorIPTablesLock, ErrorInterfaceAdd, ErrorInterfaceCheck, ErrorNFTables, ErrorPresence}
+	return []ErrorType{ErrorIPTables, ErrorIPTablesLock, ErrorInterfaceAdd, ErrorInterfaceCheck, ErrorNFTables, ErrorPresence, ErrorConntrack}
 }
 
 // RepairKind is what was found wrong and mended while the process ran.

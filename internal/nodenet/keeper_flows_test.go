@@ -1,0 +1,267 @@
+package nodenet
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// memoryFlows is connection tracking in memory: it is asked for services and has one entry for each.
+type memoryFlows struct {
+	mu      sync.Mutex
+	asked   [][]service
+	err     error
+	found   int    // entries, in place of one for each service
+	during  func() // while it is read
+	deleted int
+}
+
+func (m *memoryFlows) table() flowTable {
+	return flowTable{
+		find: func(_ context.Context, to []service) ([]flow, error) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.asked = append(m.asked, to)
+			if m.during != nil {
+				m.during()
+			}
+			n := len(to)
+			if m.found > 0 {
+				n = m.found
+			}
+			return make([]flow, n), m.err
+		},
+		forget: func(_ context.Context, flows []flow) (int, error) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.deleted += len(flows)
+			return len(flows), nil
+		},
+	}
+}
+
+func (m *memoryFlows) set(f func()) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f()
+}
+
+// rounds is how often the table was read, and forgotten how many entries were deleted.
+func (m *memoryFlows) rounds() (n int) { m.set(func() { n = len(m.asked) }); return n }
+
+func (m *memoryFlows) forgotten() (n int) { m.set(func() { n = m.deleted }); return n }
+
+// flowsProcess is a process with a connection tracking of its own, and what it is to serve.
+func flowsProcess(t *testing.T, n *namespace) (*process, *memoryFlows, Spec) {
+	t.Helper()
+	p := newProcess(t, n, newMemory())
+	m := &memoryFlows{}
+	p.k.flows, p.k.flowsRest = m.table(), 20*time.Millisecond
+	return p, m, keeperSpec()
+}
+
+func servicesAt(port uint16, protos []Proto, addrs ...netip.Addr) (s []service) {
+	for _, a := range addrs {
+		for _, p := range protos {
+			s = append(s, service{p, netip.AddrPortFrom(a, port)})
+		}
+	}
+	return s
+}
+
+// openSockets opens what a server has open at the addresses, until the end of the test at the latest.
+func openSockets(t *testing.T, n *namespace, addrs ...netip.Addr) (all []*server) {
+	t.Helper()
+	for _, a := range addrs {
+		all = append(all, n.serve("local", net.JoinHostPort(a.String(), "53")))
+	}
+	return all
+}
+
+// Old entries are deleted once rules and sockets are there, after a repair and a reload again, and at no other time.
+func TestKeeperForgetsFlows(t *testing.T) {
+	n := newNamespace(t)
+	p, m, spec := flowsProcess(t, n)
+	ctx := context.Background()
+	must(t, p.k.Prepare(ctx, spec))
+	openSockets(t, n, both...)
+	must(t, p.k.Commit(ctx))
+	p.run(n)
+	forgotten := func(times int) {
+		t.Helper()
+		eventually(t, "the entries are forgotten", func() bool { return m.forgotten() == 4*times })
+		time.Sleep(100 * time.Millisecond)
+		if got := m.rounds(); got != times {
+			t.Errorf("read %d times, want %d", got, times)
+		}
+	}
+	forgotten(1)
+	if want := servicesAt(53, []Proto{UDP, TCP}, both...); !slices.Equal(m.asked[0], want) {
+		t.Errorf("asked for %v, want %v", m.asked[0], want)
+	}
+	p.start(spec)
+	forgotten(2)
+	fw := p.k.committed.fw.(memoryFirewall)
+	fw.m.set(func() { clear(fw.m.rules) })
+	must(t, p.k.checkRules(ctx))
+	forgotten(3)
+	must(t, p.k.checkRules(ctx))
+	must(t, p.k.SetFallback(ctx, servers("10.0.0.9:53"), nil))
+	forgotten(3)
+	if lines := strings.Join(p.log.all(), "\n"); strings.Count(lines, "has forgotten 4 flows") != 3 {
+		t.Errorf("log:\n%s", lines)
+	}
+}
+
+// What no socket of this process answers is the fallback's, and its entries stay.
+func TestKeeperForgetsOwnFlowsOnly(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		change func(*Spec, *process)
+		open   func(t *testing.T, n *namespace)
+		want   []service
+	}{
+		{"no sockets", nil, func(*testing.T, *namespace) {}, nil},
+		{"one address of two", nil, func(t *testing.T, n *namespace) { openSockets(t, n, both[1]) }, servicesAt(53, []Proto{UDP, TCP}, both[1])},
+		{"another port", func(s *Spec, _ *process) { s.Port = 54 }, func(t *testing.T, n *namespace) { openSockets(t, n, both...) }, nil},
+		{"somebody's wildcard sockets", nil, func(_ *testing.T, n *namespace) { n.serve("other", "[::]:53") }, nil},
+		{"our wildcard sockets", func(s *Spec, _ *process) { s.Wildcard = true },
+			func(_ *testing.T, n *namespace) { n.serve("local", "[::]:53") }, servicesAt(53, []Proto{UDP, TCP}, both...)},
+		{"our wildcard sockets of IPv4", func(s *Spec, _ *process) { s.Wildcard = true },
+			func(_ *testing.T, n *namespace) { n.serve("local", "0.0.0.0:53") }, servicesAt(53, []Proto{UDP, TCP}, both[0])},
+		{"UDP left", nil, func(t *testing.T, n *namespace) {
+			openSockets(t, n, both[0])
+			if left, err := leaveUDP(both, 53, false); left != 1 || err != nil {
+				t.Fatalf("left %d sockets: %v", left, err)
+			}
+		}, servicesAt(53, []Proto{TCP}, both[0])},
+		{"no rules", func(s *Spec, _ *process) { s.Notrack, s.Fallback = ChoiceOff, nil },
+			func(t *testing.T, n *namespace) { openSockets(t, n, both...) }, nil},
+		{"no socket match", func(_ *Spec, p *process) { p.m.noSocket = errors.New("none in the test") },
+			func(t *testing.T, n *namespace) { openSockets(t, n, both...) }, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNamespace(t)
+			p, m, spec := flowsProcess(t, n)
+			if c.change != nil {
+				c.change(&spec, p)
+			}
+			ctx := context.Background()
+			must(t, p.k.Prepare(ctx, spec))
+			c.open(t, n)
+			must(t, p.k.Commit(ctx))
+			got, _, err := p.k.forgetOldOnce(ctx)
+			must(t, err)
+			if got != len(c.want) {
+				t.Errorf("%d entries forgotten, want %d", got, len(c.want))
+			}
+			var asked []service
+			if len(m.asked) > 0 {
+				asked = m.asked[0]
+			}
+			if !slices.Equal(asked, c.want) {
+				t.Errorf("asked for %v, want %v", asked, c.want)
+			}
+		})
+	}
+}
+
+// The fallback serves, or another process has the say: nothing is forgotten, not even if that comes to be while the
+// table is read.
+func TestKeeperForgetsNothingInUse(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		for name, change := range map[string]func(p *process, n *namespace, local []*server){
+			"draining": func(p *process, _ *namespace, _ []*server) { must(p.t, p.k.Drain(context.Background())) },
+			"closed":   func(p *process, _ *namespace, _ []*server) { must(p.t, p.k.Close(context.Background())) },
+			"a socket closed": func(_ *process, _ *namespace, local []*server) {
+				local[0].close()
+			},
+			"a newer process": func(p *process, n *namespace, _ []*server) {
+				newProcess(p.t, n, p.m).start(keeperSpec())
+			},
+		} {
+			t.Run(name, func(t *testing.T) {
+				n := newNamespace(t)
+				p, m, spec := flowsProcess(t, n)
+				ctx := context.Background()
+				must(t, p.k.Prepare(ctx, spec))
+				local := openSockets(t, n, both...)
+				must(t, p.k.Commit(ctx))
+				if late {
+					m.during = func() { change(p, n, local) }
+				} else {
+					change(p, n, local)
+					must(t, p.k.checkRules(ctx)) // learns of other processes
+				}
+				got, _, err := p.k.forgetOldOnce(ctx)
+				must(t, err)
+				want := 0
+				if name == "a socket closed" && !late {
+					want = 2 // those of the other address
+				}
+				if got != want || m.forgotten() != want {
+					t.Errorf("%d entries were forgotten, want %d", m.forgotten(), want)
+				}
+			})
+		}
+	}
+}
+
+// A kernel without the means is told of once and counted each time, and takes nothing else away.
+func TestKeeperCannotForgetFlows(t *testing.T) {
+	n := newNamespace(t)
+	p, m, spec := flowsProcess(t, n)
+	m.err = explainConntrack(unix.EPERM)
+	ctx := context.Background()
+	must(t, p.k.Prepare(ctx, spec))
+	openSockets(t, n, both...)
+	must(t, p.k.Commit(ctx))
+	p.run(n)
+	counted := func(want uint64) {
+		t.Helper()
+		eventually(t, "it is counted", func() bool { return p.k.Status().Errors[ErrorConntrack] == want })
+	}
+	counted(1)
+	time.Sleep(100 * time.Millisecond)
+	counted(1) // it is not tried again by itself
+	p.start(spec)
+	counted(2)
+	if s := p.k.Status(); !s.RulesInPlace || !strings.Contains(s.LastError, "NET_ADMIN") {
+		t.Errorf("status %+v", s)
+	}
+	m.set(func() { m.err = nil })
+	p.start(spec)
+	eventually(t, "the entries are forgotten", func() bool { return m.forgotten() == 4 })
+	warnings := 0
+	for _, line := range p.log.all() {
+		if strings.HasPrefix(line, "WARN") {
+			warnings++
+		}
+	}
+	if warnings != 1 {
+		t.Errorf("%d warnings, want 1", warnings)
+	}
+}
+
+// More entries than are held at a time take several rounds.
+func TestKeeperForgetsManyFlows(t *testing.T) {
+	n := newNamespace(t)
+	p, m, spec := flowsProcess(t, n)
+	m.found = maxFlows
+	ctx := context.Background()
+	must(t, p.k.Prepare(ctx, spec))
+	openSockets(t, n, both[0])
+	must(t, p.k.Commit(ctx))
+	p.run(n)
+	eventually(t, "there is a second round", func() bool { return m.rounds() >= 2 })
+	m.set(func() { m.found = 1 })
+	eventually(t, "the last is forgotten", func() bool { return m.forgotten()%maxFlows == 1 })
+}
