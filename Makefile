@@ -32,6 +32,7 @@ test: ## run the tests; as root, or as an ordinary user through user namespaces
 lint: ## gofmt, go vet, golangci-lint with the import rules
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "gofmt -w the files above"; exit 1; }
 	$(GO) vet ./...
+	GOARCH=arm CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/localcache  # of 32 bits
 	@./.ci/golangci-lint run ./...
 
 e2e-uml: ## test in a User-Mode Linux kernel: real dummy device, full conntrack table

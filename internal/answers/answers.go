@@ -14,17 +14,22 @@ import (
 type Cache interface {
 	// Options are what the Corefile says. They do not change once the server runs.
 	Options() Options
-	// Find returns what is there for a question, fresh or stale, of the negative answers (RFC 2308) or of the others;
-	// nil where there is nothing.
+	// Find returns what is there for a question, fresh or stale, of the negative answers (RFC 2308) or of the others, as
+	// the cache gives it; nil where there is nothing.
 	Find(q Question, negative bool) *Answer
+}
+
+// Told is a dns.ResponseWriter that is told where what is written to it next comes from: the memory of the cache that it was
+// given to, and whether that was stale. It is not told of what came from behind the cache.
+type Told interface {
+	FromMemory(stale bool)
 }
 
 // Options are what others need to know of a cache's.
 type Options struct {
 	Zones   []string      // whose answers are kept, as metrics name them
 	KeepTTL bool          // answers keep their TTL while they are there
-	Stale   bool          // answers past their TTL are given (RFC 8767)
-	TTL     time.Duration // of those; 0: their records have a TTL of 0
+	TTL     time.Duration // of answers past their own (RFC 8767); 0: they have none, or are not given
 
 	Prefetch   int           // uses that it takes for an answer to be fetched before its TTL is over; 0: none is
 	Gap        time.Duration // two uses that are further apart begin the count anew

@@ -1,6 +1,6 @@
 // Package replay is a bounded store of wire answers, which says them again to those who ask the same.
 //
-// It stands before CoreDNS's cache and is no cache of its own: what it has was the cache's answer to the very
+// It stands before the cache and is no cache of its own: what it has was the cache's answer to the very
 // same question, flags and buffer size, and lives no longer than that answer's TTLs. It decides nothing but
 // what to forget.
 //

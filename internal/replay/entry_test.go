@@ -190,7 +190,7 @@ func TestGetComparesKeys(t *testing.T) {
 	}
 }
 
-// chain is CoreDNS's cache of a record: it counts whole seconds since it stored it.
+// chain is a cache of a record: it counts whole seconds since it stored it.
 type chain struct {
 	stored int64
 	ttl    uint32

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -187,7 +188,7 @@ func TestRefreshKeepsTheWildcard(t *testing.T) {
 
 // A handler that panics in a refresh does not end the process.
 func TestRefreshPanics(t *testing.T) {
-	for _, stale := range []string{"immediate", "verify 100ms"} {
+	for _, stale := range []string{"immediate", "verify 100ms", "verify 0 30s 30s"} {
 		synctest.Test(t, func(t *testing.T) {
 			asked := atomic.Int32{}
 			c := newCache(t, "cache {\n serve_stale 1h "+stale+"\n}", plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
@@ -200,8 +201,13 @@ func TestRefreshPanics(t *testing.T) {
 			}))
 			q := new(dns.Msg).SetQuestion("a.example.", dns.TypeA)
 			for range 3 {
-				if m := exchange(t, c, q); len(m.Answer) != 1 {
-					t.Errorf("%v", m)
+				w := &collector{}
+				func() {
+					defer func() { _ = recover() }() // as the server does for what runs in its own goroutine
+					_, _ = c.ServeDNS(context.Background(), w, q)
+				}()
+				if w.last == nil && !strings.Contains(stale, "verify 0") || w.last != nil && len(w.last.Answer) != 1 {
+					t.Errorf("%v", w.last)
 				}
 				time.Sleep(time.Minute)
 			}
@@ -209,6 +215,84 @@ func TestRefreshPanics(t *testing.T) {
 				t.Errorf("asked %d times, want 3: a refresh that failed does not end", asked.Load())
 			}
 		})
+	}
+}
+
+// A failure without an answer is kept under what was asked, whatever a handler made of the question.
+func TestFailureOfARewrittenQuestion(t *testing.T) {
+	asked := 0
+	c := newCache(t, "cache", plugin.HandlerFunc(func(_ context.Context, _ dns.ResponseWriter, r *dns.Msg) (int, error) {
+		asked++
+		r.Question[0].Name = "other.example."
+		return dns.RcodeServerFailure, errors.New("nobody answers")
+	}))
+	for range 3 {
+		_, _ = c.ServeDNS(context.Background(), &client{}, new(dns.Msg).SetQuestion("a.example.", dns.TypeA))
+	}
+	if asked != 1 {
+		t.Errorf("asked %d times, want once", asked)
+	}
+}
+
+// Who asks the cache is told of the answer that it gives, which need not be the newest.
+func TestFindIsWhatIsGiven(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		referral := atomic.Bool{}
+		c := newCache(t, "cache {\n serve_stale 1h immediate 30s\n serve_stale_policy prefer_positive\n}", plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+			m := new(dns.Msg).SetReply(r)
+			if referral.Load() {
+				m.Ns = []dns.RR{&dns.NS{Hdr: dns.RR_Header{Name: "example.", Rrtype: dns.TypeNS, Class: dns.ClassINET, Ttl: 300}, Ns: "ns.example."}}
+			} else {
+				m.Answer = []dns.RR{address("a.example.", 1, 60)}
+			}
+			return 0, w.WriteMsg(m)
+		}))
+		q := new(dns.Msg).SetQuestion("a.example.", dns.TypeA)
+		asked := answers.Question{Name: "a.example.", Type: dns.TypeA, Class: dns.ClassINET}
+		exchange(t, c, q)
+		first := c.Find(asked, false)
+		referral.Store(true)
+		time.Sleep(90 * time.Second)
+		exchange(t, c, q)
+		synctest.Wait() // the referral is kept
+		if m := exchange(t, c, q); len(m.Answer) != 1 {
+			t.Fatalf("the last answer is not given any more: %v", m)
+		}
+		if got := c.Find(asked, false); got != first {
+			t.Errorf("%+v is found, and %+v given", got, first)
+		}
+	})
+}
+
+// A store has the shards that it has for all questions, and not one for all types of a name: who asks for many types would
+// drive out that name's addresses.
+func TestKeysSpread(t *testing.T) {
+	c := newCache(t, "cache", nil)
+	for _, variant := range []func(i int) answers.Question{
+		func(i int) answers.Question { return answers.Question{Name: "a.example.", Type: uint16(i), Class: 1} },
+		func(i int) answers.Question { return answers.Question{Name: "a.example.", Type: 1, Class: uint16(i)} },
+		func(i int) answers.Question {
+			return answers.Question{Name: fmt.Sprint(i, ".example."), Type: 1, Class: 1}
+		},
+		func(i int) answers.Question {
+			return answers.Question{Name: "a.example.", Type: uint16(i / 4), Class: 1, DO: i&1 != 0, CD: i&2 != 0}
+		},
+	} {
+		shards, keys := map[uint64]int{}, map[uint64]bool{}
+		for i := range 256 {
+			q := variant(i)
+			shards[c.key(&q)&255]++
+			keys[c.key(&q)] = true
+		}
+		// By chance 256 keys would meet in 162 shards, and no shard have more than 6 or so.
+		if len(shards) < 120 || len(keys) != 256 {
+			t.Errorf("256 questions have %d keys in %d shards", len(keys), len(shards))
+		}
+		for _, n := range shards {
+			if n > 12 {
+				t.Errorf("%d of 256 questions are in one shard", n)
+			}
+		}
 	}
 }
 
@@ -289,6 +373,56 @@ func TestConcurrentQueries(t *testing.T) {
 	wg.Wait()
 }
 
+// Refreshes that go on when their client has its answer, and handlers that change what they are given on both sides,
+// under the race detector.
+func TestConcurrentRefreshes(t *testing.T) {
+	next := plugin.HandlerFunc(func(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+		asked := r.Question[0].Name
+		r.Question[0].Name = "rewritten.example."
+		time.Sleep(3 * time.Millisecond)
+		_, _ = w.RemoteAddr(), w.LocalAddr()
+		metadata.SetValueFunc(ctx, "handler/behind", func() string { return "" })
+		if opt := r.IsEdns0(); opt != nil {
+			opt.SetUDPSize(4096)
+		}
+		r.Question[0].Name = asked
+		m := new(dns.Msg).SetReply(r)
+		m.Answer = []dns.RR{address(asked, 1, 1)}
+		return 0, w.WriteMsg(m)
+	})
+	for _, mode := range []string{
+		"serve_stale 1h immediate", "serve_stale 1h verify", "serve_stale 1h verify 1ms", "serve_stale 1h verify 1ms 30s 1s",
+		"serve_stale 1h verify 4ms\n serve_stale_policy prefer_positive", "prefetch 1 1m 90%",
+	} {
+		c := newCache(t, "cache {\n success 1024 1 0\n "+mode+"\n}", next)
+		start := time.Now()
+		c.now = func() time.Time { return start.Add(100 * time.Since(start)) }
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for i := range 100 {
+					q := new(dns.Msg).SetQuestion("a.example.", dns.TypeA)
+					q.Id = uint16(i)
+					if i%2 == 0 {
+						q.SetEdns0(1232, false)
+					}
+					ctx := metadata.ContextWithMetadata(context.Background())
+					metadata.SetValueFunc(ctx, "handler/before", func() string { return "" })
+					w := &collector{}
+					if _, err := c.ServeDNS(ctx, w, q); err != nil || w.last == nil || w.last.Id != q.Id || len(w.last.Answer) != 1 {
+						t.Errorf("%s: %v, %v", mode, w.last, err)
+						return
+					}
+					metadata.SetValueFunc(ctx, "handler/later", func() string { return "" })
+					w.last.Answer[0].Header().Name = "changed."
+					q.Question[0].Name = "changed."
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
 // The gauge follows a reload, and forgets caches of a server that never ran.
 func TestGaugeAfterReload(t *testing.T) {
 	p := New(Options{})
@@ -365,11 +499,9 @@ func TestAllocations(t *testing.T) {
 	if n := testing.AllocsPerRun(200, serve); n > 8 {
 		t.Errorf("a hit allocates %v times", n)
 	}
-	miss := newCache(t, "cache {\n disable success other.\n}", keep.Next)
 	store := func() {
-		miss.stores[positives].Remove(miss.key(&answers.Question{Name: "a.example.", Type: dns.TypeA, Class: dns.ClassINET}))
-		serve := miss.ServeDNS
-		_, _ = serve(ctx, w, q)
+		keep.stores[positives].Remove(keep.key(&answers.Question{Name: "a.example.", Type: dns.TypeA, Class: dns.ClassINET}))
+		_, _ = keep.ServeDNS(ctx, w, q)
 	}
 	store()
 	// The keeper; the reply, its records, A, its address; the entry, its octets; the table of names for compression.
@@ -412,6 +544,47 @@ func compareSpeed(b *testing.B, query func(i int) *dns.Msg) {
 				i++
 				_, _ = h.ServeDNS(ctx, w, query(i))
 			}
+		})
+	}
+}
+
+// BenchmarkEntries measures what 100,000 answers take, and a garbage collection with them.
+func BenchmarkEntries(b *testing.B) {
+	const n = 100_000
+	next := plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+		m := new(dns.Msg).SetReply(r)
+		m.Answer = []dns.RR{address(r.Question[0].Name, 1, 3600)}
+		packed, err := m.Pack()
+		if err != nil {
+			return dns.RcodeServerFailure, err
+		}
+		m = new(dns.Msg)
+		if err := m.Unpack(packed); err != nil {
+			return dns.RcodeServerFailure, err
+		}
+		return 0, w.WriteMsg(m)
+	})
+	theirs, err := coreDNS("cache . {\n success 300000\n}")
+	if err != nil {
+		b.Fatal(err)
+	}
+	theirs.(*stockcache.Cache).Next = next
+	for name, h := range map[string]plugin.Handler{"ours": newCache(b, "cache {\n success 300000\n}", next), "coredns": theirs} {
+		b.Run(name, func(b *testing.B) {
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			for i := range n {
+				_, _ = h.ServeDNS(context.Background(), &null{}, new(dns.Msg).SetQuestion(fmt.Sprintf("name-%06d.default.svc.cluster.local.", i), dns.TypeA))
+			}
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			for b.Loop() {
+				runtime.GC()
+			}
+			b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/n, "B/entry")
+			b.ReportMetric(float64(after.HeapObjects-before.HeapObjects)/n, "objects/entry")
+			runtime.KeepAlive(h)
 		})
 	}
 }

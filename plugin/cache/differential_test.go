@@ -8,6 +8,7 @@ import (
 	"hash/fnv"
 	"math/rand/v2"
 	"net"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -296,6 +297,12 @@ func compare(t *testing.T, text string, seed uint64, steps int) {
 		t.Fatal("we ask more than CoreDNS")
 	}
 	want, got := counts(t, prometheus.DefaultGatherer), counts(t, registry)
+	runtime.KeepAlive(handlers) // the gauge is of caches that somebody has
+	for name, n := range want {
+		if _, ok := got[name]; !ok && n != before[name] {
+			t.Errorf("%s is %v with CoreDNS, and not there with us", name, n)
+		}
+	}
 	for name, n := range got {
 		if strings.Contains(name, "coredns_cache_entries") {
 			if n != want[name] {

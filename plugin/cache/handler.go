@@ -61,7 +61,7 @@ func (c *Cache) Name() string { return directive }
 // Options implements answers.Cache.
 func (c *Cache) Options() answers.Options {
 	return answers.Options{
-		Zones: c.config.Zones, KeepTTL: c.config.KeepTTL, Stale: c.config.Stale.For > 0, TTL: c.config.Stale.TTL,
+		Zones: c.config.Zones, KeepTTL: c.config.KeepTTL, TTL: c.config.Stale.TTL,
 		Prefetch: c.config.Prefetch.Amount, Gap: c.config.Prefetch.Gap, Percentage: c.config.Prefetch.Percentage,
 	}
 }
@@ -72,27 +72,19 @@ func (c *Cache) Find(q answers.Question, negative bool) *answers.Answer {
 	if negative {
 		store = negatives
 	}
-	if e := c.entry(store, c.key(&q), &q); e != nil {
-		return &e.Answer
+	e := c.entry(store, c.key(&q), &q)
+	if e == nil {
+		return nil
 	}
-	return nil
+	if good := c.preferred(e, c.now()); good != nil && !negative {
+		e = good
+	}
+	return &e.Answer
 }
 
 // key is what an entry is kept under. Two questions may have the same: see entry. The seed keeps others from choosing
-// names that meet.
-func (c *Cache) key(q *answers.Question) uint64 {
-	rest := uint64(q.Type)<<16 | uint64(q.Class)
-	for _, bit := range [...]bool{q.DO, q.CD} {
-		rest <<= 1
-		if bit {
-			rest |= 1
-		}
-	}
-	return maphash.String(c.seed, q.Name) + rest*spread
-}
-
-// spread is 2^64 by the golden ratio: small numbers times it differ in all bits (Fibonacci hashing).
-const spread = 0x9e3779b97f4a7c15
+// questions that meet in a shard, and so drive one another out.
+func (c *Cache) key(q *answers.Question) uint64 { return maphash.Comparable(c.seed, *q) }
 
 // entry is what a store has for a question, fresh or stale.
 func (c *Cache) entry(store int, key uint64, q *answers.Question) *entry {
@@ -126,8 +118,8 @@ func (c *Cache) serves(e *entry, now time.Time) bool {
 func (c *Cache) find(q *answers.Question, now time.Time) (*entry, int) {
 	key := c.key(q)
 	positive := c.entry(positives, key, q)
-	if positive != nil && c.config.Stale.PreferPositive && c.config.Stale.For > 0 {
-		if good := positive.lastGood(); good != nil && c.serves(good, now) {
+	if positive != nil {
+		if good := c.preferred(positive, now); good != nil {
 			return good, positives
 		}
 	}
@@ -143,6 +135,17 @@ func (c *Cache) find(q *answers.Question, now time.Time) (*entry, int) {
 		return positive, positives
 	}
 	return denied, negatives
+}
+
+// preferred is what is given before a negative answer, where the stanza says so, of a positive entry; nil for nothing.
+func (c *Cache) preferred(e *entry, now time.Time) *entry {
+	if s := &c.config.Stale; !s.PreferPositive || s.For <= 0 {
+		return nil
+	}
+	if good := e.lastGood(); good != nil && c.serves(good, now) {
+		return good
+	}
+	return nil
 }
 
 // failure tells whether e is SERVFAIL. The RCODE is in the last bits of a message's fourth octet (RFC 1035, section 4.1.1).
@@ -190,6 +193,9 @@ func (c *Cache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) 
 		log.Errorf("An answer for %q that was kept cannot be read: %v", q.Name, err)
 		return c.miss(ctx, w, r, &q, counted)
 	}
+	if t, ok := w.(answers.Told); ok {
+		t.FromMemory(left <= 0)
+	}
 	_ = w.WriteMsg(m) // there is nobody to tell
 	return dns.RcodeSuccess, nil
 }
@@ -226,7 +232,7 @@ func (c *Cache) miss(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, q *a
 	// A handler may fail without a word, as forward does when nobody answers it: whoever asks again would ask all
 	// upstreams again. A client that has gone away is no failure of theirs.
 	if err != nil && rcode == dns.RcodeServerFailure && ctx.Err() == nil && !k.wrote && c.config.ServFail > 0 {
-		k.store(new(dns.Msg).SetRcode(req, dns.RcodeServerFailure))
+		k.store(new(dns.Msg).SetRcode(r, dns.RcodeServerFailure)) // of r: a handler may have rewritten req
 	}
 	return rcode, err
 }

@@ -89,10 +89,10 @@ func (c *Cache) verify(ctx context.Context, w dns.ResponseWriter, r *dns.Msg, e 
 	if s.VerifyTimeout > 0 {
 		return c.verifyInTime(r, e, &v)
 	}
-	rcode, err = plugin.NextOrFailure(c.Name(), c.Next, ctx, &v, v.ask(r))
 	if s.refreshesOnce() {
-		e.endRefresh(c.now(), s.Recheck, v.refreshed)
+		defer func() { e.endRefresh(c.now(), s.Recheck, v.refreshed) }() // also after a panic, which is the server's
 	}
+	rcode, err = plugin.NextOrFailure(c.Name(), c.Next, ctx, &v, v.ask(r))
 	return v.refreshed, rcode, err
 }
 

@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -74,8 +75,8 @@ var properties = map[string]func(*Config, *caddy.Controller, []string) error{
 
 // seconds is n s. More than fit are a very long time, and less are a negative one.
 func seconds(n int) time.Duration {
-	const most = int(1<<63-1) / int(time.Second)
-	return time.Duration(max(min(n, most), -most)) * time.Second
+	const most = math.MaxInt64 / int64(time.Second)
+	return time.Duration(max(min(int64(n), most), -most)) * time.Second
 }
 
 // count checks that there are so many arguments.

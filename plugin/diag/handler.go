@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"github.com/coredns/coredns/plugin"
@@ -58,10 +57,6 @@ type record struct {
 	source      observe.Source
 	known       bool // the source
 	cacheWriter cacheWriter
-
-	// Written by refreshes too, which may outlive the query.
-	missed    atomic.Bool // cache did not have it, or not fresh
-	refreshed atomic.Bool // and got it anew
 }
 
 const (
@@ -148,19 +143,14 @@ func (rec *record) end(rcode int) {
 	q.Upstream = min(waited, q.Duration)
 }
 
-// fromCache looks at a reply that cache writes. One that has just come from behind is none of its own.
-func (rec *record) fromCache(m *dns.Msg, stale func(*dns.Msg) bool) {
-	if rec.known || m == nil {
+// fromMemory notes where a cache has its reply from. The first one counts.
+func (rec *record) fromMemory(stale bool) {
+	if rec.known {
 		return
 	}
-	switch missed := rec.missed.Load(); {
-	case missed && useful(m.Rcode) && !rec.refreshed.Load():
-		rec.known, rec.source = true, observe.FromStale // nothing came that it could be
-	case missed:
-	case stale(m):
-		rec.known, rec.source = true, observe.FromStale
-	default:
-		rec.known, rec.source = true, observe.FromCache
+	rec.known, rec.source = true, observe.FromCache
+	if stale {
+		rec.source = observe.FromStale
 	}
 }
 

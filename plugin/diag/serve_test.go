@@ -76,7 +76,10 @@ func TestMain(m *testing.M) {
 // answerer plays forward and the like: what becomes of a query stands in the first label of its name.
 type answerer struct{}
 
-var down atomic.Bool // upstreams are
+var (
+	down atomic.Bool // upstreams are
+	gone atomic.Bool // all names are
+)
 
 func (answerer) Name() string { return "testanswer" }
 
@@ -112,7 +115,7 @@ func (a answerer) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 			return dns.RcodeServerFailure, errors.New("silent")
 		}
 		observe.TraceFrom(ctx).Add(step)
-		if kind == "nx" {
+		if kind == "nx" || gone.Load() {
 			m.Rcode = dns.RcodeNameError
 			soa, _ := dns.NewRR("example.org. 60 IN SOA a. b. 1 2 3 4 60")
 			m.Ns = []dns.RR{soa}
@@ -356,6 +359,7 @@ func TestStale(t *testing.T) {
 		{"serve_stale 1h immediate 30s", "map[stale:1] map[noerror:1]"},
 		{"serve_stale 1h verify", "map[upstream:1] map[noerror:1]"},
 		{"serve_stale 1h verify\nservfail 0", "map[upstream:1] map[noerror:1]"},
+		{"serve_stale 1h\nkeepttl", "map[stale:1] map[noerror:1]"},
 	} {
 		t.Run(tt.mode, func(t *testing.T) {
 			_, port := serve(t, "diag\ncache {\nsuccess 100 1 0\n"+tt.mode+"\n}\ntestanswer")
@@ -376,6 +380,33 @@ func TestStale(t *testing.T) {
 			ask(t, "udp", port, "short.example.org.")
 			if got := since(t, before, 1).String(); got != tt.fresh {
 				t.Errorf("with the upstream back: got %v, want %v", got, tt.fresh)
+			}
+		})
+	}
+}
+
+// TestStaleIsPreferred: the name is gone, and the stanza says that its last address is given all the same.
+func TestStaleIsPreferred(t *testing.T) {
+	for mode, want := range map[string]string{
+		"serve_stale 1h":                  "map[stale:3] map[noerror:3]",
+		"serve_stale 1h immediate 30s":    "map[stale:3] map[noerror:3]",
+		"serve_stale 1h verify 0 30s":     "map[stale:3] map[noerror:3]",
+		"serve_stale 1h verify 500ms 30s": "map[stale:3] map[noerror:3]",
+	} {
+		t.Run(mode, func(t *testing.T) {
+			_, port := serve(t, "diag\ncache {\nsuccess 100 1 0\n"+mode+"\nserve_stale_policy prefer_positive\n}\ntestanswer")
+			ask(t, "udp", port, "short.example.org.")
+			expire(t, port)
+			gone.Store(true)
+			defer gone.Store(false)
+			before := total()
+			for range 3 {
+				if m := ask(t, "udp", port, "short.example.org."); m.Rcode != 0 || len(m.Answer) != 1 {
+					t.Fatalf("no stale answer: %v", m)
+				}
+			}
+			if got := since(t, before, 3).String(); got != want {
+				t.Errorf("got %v, want %v", got, want)
 			}
 		})
 	}

@@ -53,7 +53,7 @@ func left(a *answers.Answer, stored, now int64) int64 {
 	return int64(a.TTL) - max(now-stored, 0)/second
 }
 
-// threshold is the TTL from which on cache prefetches (plugin/cache, shouldPrefetch), at least 1.
+// threshold is the TTL from which on cache prefetches (plugin/cache, popular), at least 1.
 func (b *block) threshold(ttl uint32) int64 {
 	return int64(math.Ceil(float64(b.options.Percentage) / 100 * float64(ttl)))
 }
