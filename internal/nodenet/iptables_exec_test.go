@@ -120,6 +120,27 @@ func TestHungVersion(t *testing.T) {
 	})
 }
 
+// TestVersionIsAskedOnce: a program is started once for its version, and again when another lies in its place.
+func TestVersionIsAskedOnce(t *testing.T) {
+	calls := filepath.Join(t.TempDir(), "calls")
+	path := writeProgram(t, "iptables", "echo >> "+calls+"; echo 'iptables v1.8.9 (nf_tables)'")
+	for range 3 {
+		if v, err := askVersion(t.Context(), path); err != nil || v.String() != "1.8.9" || v.legacy {
+			t.Fatalf("%v, %v", v, err)
+		}
+	}
+	if b, err := os.ReadFile(calls); err != nil || len(b) != 1 {
+		t.Errorf("asked %d times, %v", len(b), err)
+	}
+	other := writeProgram(t, "iptables", "echo 'iptables v1.6.1'")
+	if err := os.Rename(other, path); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := askVersion(t.Context(), path); err != nil || v.String() != "1.6.1" || !v.legacy {
+		t.Errorf("the new program is taken for the old one: %v, %v", v, err)
+	}
+}
+
 // TestRunProgramLeavesOutput has a program end whose child keeps the output open.
 func TestRunProgramLeavesOutput(t *testing.T) {
 	need(t, "sleep")

@@ -12,7 +12,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // lockWait is how long a call waits for the xtables lock, the -w of iptables. Programs hold it for
@@ -307,8 +310,54 @@ func (v toolVersion) String() string {
 	return fmt.Sprintf("%d.%d.%d", v.number[0], v.number[1], v.number[2])
 }
 
-// askVersion asks the program at path for its version and variant.
+// versions are those of programs that were asked, by the file that each is. They are looked for several times at a
+// start, and to start a program takes milliseconds in which a process with one processor answers nobody.
+var versions struct {
+	sync.Mutex
+	of map[programFile]toolVersion
+}
+
+// programFile tells one program from another that has come to its path.
+type programFile struct {
+	path       string
+	dev, ino   uint64
+	size       int64
+	mtim, ctim unix.Timespec
+}
+
+func programAt(path string) (programFile, bool) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return programFile{}, false
+	}
+	return programFile{path, uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, true
+}
+
+// askVersion asks the program at path for its version and variant, once for each that is there.
 func askVersion(ctx context.Context, path string) (toolVersion, error) {
+	file, ok := programAt(path)
+	if !ok {
+		return askVersionAgain(ctx, path) // which says what is wrong
+	}
+	versions.Lock()
+	v, known := versions.of[file]
+	versions.Unlock()
+	if known {
+		return v, nil
+	}
+	v, err := askVersionAgain(ctx, path)
+	if err == nil {
+		versions.Lock()
+		defer versions.Unlock()
+		if versions.of == nil || len(versions.of) > 64 { // there are eight, and others after an upgrade
+			versions.of = map[programFile]toolVersion{}
+		}
+		versions.of[file] = v
+	}
+	return v, err
+}
+
+func askVersionAgain(ctx context.Context, path string) (toolVersion, error) {
 	out, _, err := runProgram(ctx, versionLimit, "", path, "--version")
 	if err != nil {
 		return toolVersion{}, fmt.Errorf("ask for the version: %w", err)
