@@ -330,7 +330,7 @@ func programAt(path string) (programFile, bool) {
 	if err := unix.Stat(path, &st); err != nil {
 		return programFile{}, false
 	}
-	return programFile{path, uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim}, true
+	return programFile{path, st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}, true
 }
 
 // askVersion asks the program at path for its version and variant, once for each that is there.
