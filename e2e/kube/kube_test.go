@@ -152,6 +152,7 @@ func must(t *testing.T, err error) {
 
 func TestIptables(t *testing.T) {
 	ctx := needCluster(t)
+	build(ctx, t) // an engine that builds images may make folders of its own when it is first used
 	before := readMachine(t)
 	l := raise(ctx, t, "iptables")
 	l.install(ctx, t)

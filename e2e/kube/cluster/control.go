@@ -127,6 +127,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.start(c.World, "kube-controller-manager", c.program("kube-controller-manager"),
 		append(common("controller-manager"), "--service-account-private-key-file="+key,
 			"--root-ca-file="+filepath.Join(certs, "apiserver.crt"), "--use-service-account-credentials=true",
+			"--flex-volume-plugin-dir="+filepath.Join(c.dir, "volume-plugins"), // it makes the folder
 			"--allocate-node-cidrs=false", "--cluster-cidr="+podRange)...); err != nil {
 		return err
 	}
