@@ -14,23 +14,14 @@ import (
 // its monitor wakes up every 20 µs to look whether it has to. That was a tenth of the CPU of a miss.
 
 // rawWrite is write(2).
-func rawWrite(fd uintptr, b []byte) (int, unix.Errno) {
-	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
-		switch errno {
-		case 0:
-			return int(n), 0
-		case unix.EINTR:
-		default:
-			return 0, errno
-		}
-	}
-}
+func rawWrite(fd uintptr, b []byte) (int, unix.Errno) { return rawCall(unix.SYS_WRITE, fd, b) }
 
 // rawRead is read(2).
-func rawRead(fd uintptr, b []byte) (int, unix.Errno) {
+func rawRead(fd uintptr, b []byte) (int, unix.Errno) { return rawCall(unix.SYS_READ, fd, b) }
+
+func rawCall(call, fd uintptr, b []byte) (int, unix.Errno) {
 	for {
-		n, _, errno := unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		n, _, errno := unix.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
 		switch errno {
 		case 0:
 			return int(n), 0
