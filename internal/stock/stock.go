@@ -33,20 +33,15 @@ type Case struct {
 // Cases finds the composite literals of structs with a field input in a file of the release. The value of a field may be
 // any constant string; an entry whose input is computed, and tables of nothing but strings, are left out.
 func Cases(dir, file string) ([]Case, error) {
-	fset := token.NewFileSet()
-	f, err := parser.ParseFile(fset, filepath.Join(dir, file), nil, 0)
-	if err != nil {
-		return nil, err
-	}
 	var cases []Case
-	tables(f, func(elem ast.Expr, table *ast.CompositeLit) {
+	err := tables(dir, file, func(line lineOf, elem ast.Expr, table *ast.CompositeLit) {
 		fields, ok := elem.(*ast.StructType)
 		if !ok {
 			return
 		}
 		names := fieldNames(fields)
 		for _, e := range table.Elts {
-			c := Case{Line: fset.Position(e.Pos()).Line}
+			c := Case{Line: line(e)}
 			for i, v := range e.(*ast.CompositeLit).Elts {
 				name := ""
 				if kv, ok := v.(*ast.KeyValueExpr); ok {
@@ -61,7 +56,7 @@ func Cases(dir, file string) ([]Case, error) {
 			}
 		}
 	})
-	return cases, nil
+	return cases, err
 }
 
 func (c *Case) set(field string, v ast.Expr) {
@@ -80,35 +75,39 @@ func (c *Case) set(field string, v ast.Expr) {
 
 // Strings finds the entries of a file's tables of strings that begin with prefix.
 func Strings(dir, file, prefix string) ([]Case, error) {
-	fset := token.NewFileSet()
-	f, err := parser.ParseFile(fset, filepath.Join(dir, file), nil, 0)
-	if err != nil {
-		return nil, err
-	}
 	var cases []Case
-	tables(f, func(elem ast.Expr, table *ast.CompositeLit) {
+	err := tables(dir, file, func(line lineOf, elem ast.Expr, table *ast.CompositeLit) {
 		if id, ok := elem.(*ast.Ident); !ok || id.Name != "string" {
 			return
 		}
 		for _, e := range table.Elts {
 			if s, ok := constant(e); ok && strings.HasPrefix(s, prefix) {
-				cases = append(cases, Case{Line: fset.Position(e.Pos()).Line, Input: s})
+				cases = append(cases, Case{Line: line(e), Input: s})
 			}
 		}
 	})
-	return cases, nil
+	return cases, err
 }
 
-// tables calls found with each literal of a slice or an array, and the type of its elements.
-func tables(f *ast.File, found func(elem ast.Expr, table *ast.CompositeLit)) {
+type lineOf func(ast.Node) int
+
+// tables calls found with each literal of a slice or an array in a file, and the type of its elements.
+func tables(dir, file string, found func(line lineOf, elem ast.Expr, table *ast.CompositeLit)) error {
+	fset := token.NewFileSet()
+	f, err := parser.ParseFile(fset, filepath.Join(dir, file), nil, 0)
+	if err != nil {
+		return err
+	}
+	line := func(n ast.Node) int { return fset.Position(n.Pos()).Line }
 	ast.Inspect(f, func(n ast.Node) bool {
 		if table, ok := n.(*ast.CompositeLit); ok {
 			if array, ok := table.Type.(*ast.ArrayType); ok {
-				found(array.Elt, table)
+				found(line, array.Elt, table)
 			}
 		}
 		return true
 	})
+	return nil
 }
 
 func fieldNames(s *ast.StructType) []string {
