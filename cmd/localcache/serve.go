@@ -235,15 +235,12 @@ func (s *server) assemble() error {
 			options.Also = s.diag.Attach
 		}
 	}
-	reg := prometheus.DefaultRegisterer
 	keep := cache.New(cache.Options{})
 	keep.Register()
-	if err := keep.RegisterMetrics(reg); err != nil { // which fastpath looks for, and counts in
-		return err
-	}
 	fast := fastpath.New(options)
 	fast.Register()
-	if err := errors.Join(s.node.RegisterMetrics(), s.ahead.RegisterMetrics(reg), fast.RegisterMetrics(reg), s.diag.RegisterMetrics(reg)); err != nil {
+	reg := prometheus.DefaultRegisterer
+	if err := errors.Join(s.node.RegisterMetrics(), keep.RegisterMetrics(reg), s.ahead.RegisterMetrics(reg), fast.RegisterMetrics(reg), s.diag.RegisterMetrics(reg)); err != nil {
 		return err
 	}
 	s.source, err = corefile.NewSource(corefile.Options{

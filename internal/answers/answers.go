@@ -6,8 +6,11 @@ package answers
 
 import (
 	"math"
+	"strings"
 	"sync"
 	"time"
+
+	"github.com/miekg/dns"
 )
 
 // Cache is a cache of answers. It is safe for concurrent use.
@@ -17,6 +20,15 @@ type Cache interface {
 	// Find returns what is there for a question, fresh or stale, of the negative answers (RFC 2308) or of the others, as
 	// the cache gives it; nil where there is nothing.
 	Find(q Question, negative bool) *Answer
+	// Counters are what the cache counts a server's hits in, of its negative answers or of the others. Who answers in its
+	// name counts there too.
+	Counters(server string, negative bool) (requests, hits Counter)
+}
+
+// Counter is one of Prometheus's.
+type Counter interface {
+	Inc()
+	Add(float64)
 }
 
 // Told is a dns.ResponseWriter that is told where what is written to it next comes from: the memory of the cache that it was
@@ -27,7 +39,6 @@ type Told interface {
 
 // Options are what others need to know of a cache's.
 type Options struct {
-	Zones   []string      // whose answers are kept, as metrics name them
 	KeepTTL bool          // answers keep their TTL while they are there
 	TTL     time.Duration // of answers past their own (RFC 8767); 0: they have none, or are not given
 
@@ -41,6 +52,19 @@ type Question struct {
 	Name        string // in lower case and presentation form, with the dot at its end
 	Type, Class uint16
 	DO, CD      bool
+}
+
+// QuestionOf is what r asks; without a question, the root and no type.
+func QuestionOf(r *dns.Msg) Question {
+	q := Question{Name: ".", CD: r.CheckingDisabled}
+	if len(r.Question) > 0 {
+		asked := &r.Question[0]
+		q.Name, q.Type, q.Class = strings.ToLower(dns.Name(asked.Name).String()), asked.Qtype, asked.Qclass
+	}
+	if opt := r.IsEdns0(); opt != nil {
+		q.DO = opt.Do()
+	}
+	return q
 }
 
 // Answer is what a cache knows of one answer. TTL and Stored do not change.

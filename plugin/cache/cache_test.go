@@ -34,7 +34,11 @@ func TestMain(m *testing.M) {
 // newCache has a cache of ours in front of next.
 func newCache(t testing.TB, text string, next plugin.Handler) *Cache {
 	t.Helper()
-	p := New(Options{})
+	return newCacheOf(t, New(Options{}), text, next)
+}
+
+func newCacheOf(t testing.TB, p *Plugin, text string, next plugin.Handler) *Cache {
+	t.Helper()
 	c := caddy.NewTestController("dns", text)
 	c.ServerBlockKeys = []string{"."}
 	cfg, err := parse(c)
@@ -435,14 +439,7 @@ func TestGaugeAfterReload(t *testing.T) {
 		m.Answer = []dns.RR{address(r.Question[0].Name, 1, 60)}
 		return 0, w.WriteMsg(m)
 	})
-	start := func() *Cache {
-		cfg := newConfig()
-		cfg.Zones = []string{"."}
-		c := p.newCache(cfg)
-		c.Next = next
-		p.enter(c)
-		return c
-	}
+	start := func() *Cache { return newCacheOf(t, p, "cache", next) }
 	entries := func() float64 {
 		n := -1.0
 		for name, v := range counts(t, reg) {

@@ -170,18 +170,11 @@ func (c *client) WriteMsg(m *dns.Msg) error {
 // stanza has CoreDNS's cache, or ours, built by its own setup, in front of o.
 func stanza(t *testing.T, p *Plugin, text string, o *origin) plugin.Handler {
 	t.Helper()
+	if p != nil {
+		return newCacheOf(t, p, text, o)
+	}
 	c := caddy.NewTestController("dns", text)
 	c.ServerBlockKeys = []string{"."}
-	if p != nil {
-		cfg, err := parse(c)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ours := p.newCache(cfg)
-		ours.Next = o
-		p.enter(ours)
-		return ours
-	}
 	setup, err := caddy.DirectiveAction("dns", "cache")
 	if err != nil {
 		t.Fatal(err)

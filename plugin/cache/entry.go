@@ -90,14 +90,6 @@ func (e *entry) lastGood() *entry {
 	return nil
 }
 
-// with sets one of the rare fields.
-func (e *entry) with(set func(*more)) {
-	if e.more == nil {
-		e.more = new(more)
-	}
-	set(e.more)
-}
-
 // beginRefresh reports whether the caller is to refresh e, and end it with endRefresh: nobody else does, and the last
 // one that failed was long enough ago.
 func (e *entry) beginRefresh(now time.Time, recheck time.Duration) bool {

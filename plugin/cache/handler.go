@@ -43,6 +43,14 @@ const (
 	negatives
 )
 
+// storeOf is the store that answers are kept in.
+func storeOf(negative bool) int {
+	if negative {
+		return negatives
+	}
+	return positives
+}
+
 func (p *Plugin) newCache(cfg *Config) *Cache {
 	return &Cache{
 		config:     *cfg,
@@ -61,18 +69,14 @@ func (c *Cache) Name() string { return directive }
 // Options implements answers.Cache.
 func (c *Cache) Options() answers.Options {
 	return answers.Options{
-		Zones: c.config.Zones, KeepTTL: c.config.KeepTTL, TTL: c.config.Stale.TTL,
+		KeepTTL: c.config.KeepTTL, TTL: c.config.Stale.TTL,
 		Prefetch: c.config.Prefetch.Amount, Gap: c.config.Prefetch.Gap, Percentage: c.config.Prefetch.Percentage,
 	}
 }
 
 // Find implements answers.Cache.
 func (c *Cache) Find(q answers.Question, negative bool) *answers.Answer {
-	store := positives
-	if negative {
-		store = negatives
-	}
-	e := c.entry(store, c.key(&q), &q)
+	e := c.entry(storeOf(negative), c.key(&q), &q)
 	if e == nil {
 		return nil
 	}
@@ -80,6 +84,12 @@ func (c *Cache) Find(q answers.Question, negative bool) *answers.Answer {
 		e = good
 	}
 	return &e.Answer
+}
+
+// Counters implements answers.Cache.
+func (c *Cache) Counters(server string, negative bool) (requests, hits answers.Counter) {
+	s := c.seriesFor(server)
+	return s.requests, s.hits[storeOf(negative)]
 }
 
 // key is what an entry is kept under. Two questions may have the same: see entry. The seed keeps others from choosing
@@ -93,19 +103,6 @@ func (c *Cache) entry(store int, key uint64, q *answers.Question) *entry {
 		return nil
 	}
 	return e
-}
-
-// questionOf is what r asks; without a question, the root and no type.
-func questionOf(r *dns.Msg) answers.Question {
-	q := answers.Question{Name: ".", CD: r.CheckingDisabled}
-	if len(r.Question) > 0 {
-		asked := &r.Question[0]
-		q.Name, q.Type, q.Class = strings.ToLower(dns.Name(asked.Name).String()), asked.Qtype, asked.Qclass
-	}
-	if opt := r.IsEdns0(); opt != nil {
-		q.DO = opt.Do()
-	}
-	return q
 }
 
 // serves tells whether an entry may be given at now, fresh or stale.
@@ -156,7 +153,7 @@ func (c *Cache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) 
 	if r.Opcode != dns.OpcodeQuery { // an UPDATE looks like a query of its zone
 		return plugin.NextOrFailure(c.Name(), c.Next, ctx, w, r)
 	}
-	q := questionOf(r)
+	q := answers.QuestionOf(r)
 	if !plugin.Zones(c.config.Zones).Contains(q.Name) || plugin.Zones(c.bypass).Contains(q.Name) {
 		return plugin.NextOrFailure(c.Name(), c.Next, ctx, w, r)
 	}
@@ -173,7 +170,7 @@ func (c *Cache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) 
 	switch {
 	case left > 0:
 		if c.popular(e, now, left) {
-			c.prefetch(ctx, e, r, &q, now, counted)
+			c.refresh(ctx, e, r, &q, now, counted)
 		}
 	case c.config.Stale.Verify:
 		if done, rcode, err := c.verify(ctx, w, r, e, &q, now, counted); done {

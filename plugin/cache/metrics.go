@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -105,20 +106,25 @@ func (s *seriesOf) all() []*series {
 	return nil
 }
 
+// of are a server's; nil before its first query.
+func (s *seriesOf) of(server string) *series {
+	for _, one := range s.all() {
+		if one.server == server {
+			return one
+		}
+	}
+	return nil
+}
+
 // seriesFor returns a server's series, made with its first query.
 func (c *Cache) seriesFor(server string) *series {
-	for _, s := range c.series.all() {
-		if s.server == server {
-			return s
-		}
+	if s := c.series.of(server); s != nil {
+		return s
 	}
 	c.series.mu.Lock()
 	defer c.series.mu.Unlock()
-	list := c.series.all()
-	for _, s := range list {
-		if s.server == server {
-			return s
-		}
+	if s := c.series.of(server); s != nil {
+		return s
 	}
 	m, labels := c.metrics, []string{server, c.zones, c.view}
 	s := &series{
@@ -133,7 +139,7 @@ func (c *Cache) seriesFor(server string) *series {
 		s.hits[store] = m.hits.WithLabelValues(server, kind, c.zones, c.view)
 		s.evictions[store] = m.evictions.WithLabelValues(server, kind, c.zones, c.view)
 	}
-	list = append(list[:len(list):len(list)], s)
+	list := append(slices.Clip(c.series.all()), s)
 	c.series.list.Store(&list)
 	return s
 }

@@ -20,6 +20,7 @@
 package cache
 
 import (
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -116,23 +117,18 @@ func (p *Plugin) leave(c *Cache) {
 func (p *Plugin) live() []*Cache {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.prune(nil)
-	var all []*Cache
-	for _, w := range p.caches {
-		if c := w.Value(); c != nil {
-			all = append(all, c)
-		}
-	}
-	return all
+	return p.prune(nil)
 }
 
-// prune drops gone, and what is not there any more.
-func (p *Plugin) prune(gone *Cache) {
-	var kept []weak.Pointer[Cache]
-	for _, w := range p.caches {
-		if c := w.Value(); c != nil && c != gone {
-			kept = append(kept, w)
+// prune drops gone, and what is not there any more, and returns the rest.
+func (p *Plugin) prune(gone *Cache) (rest []*Cache) {
+	p.caches = slices.DeleteFunc(p.caches, func(w weak.Pointer[Cache]) bool {
+		c := w.Value()
+		if c == nil || c == gone {
+			return true
 		}
-	}
-	p.caches = kept
+		rest = append(rest, c)
+		return false
+	})
+	return rest
 }

@@ -14,45 +14,35 @@ import (
 	"localcache.dev/localcache/internal/answers"
 )
 
-// prefetch fetches e anew before its TTL is over, in the background.
-func (c *Cache) prefetch(ctx context.Context, e *entry, r *dns.Msg, q *answers.Question, now time.Time, counted *series) {
-	if !e.beginRefresh(now, 0) {
-		return
-	}
-	k := c.background(ctx, q, counted)
-	req := k.ask(r)
-	go func() {
-		defer c.refreshing.Add(-1)
-		_, _ = c.ask(k.ctx, k, req)
-		c.carryOver(e, &k.question, now)
-		e.endRefresh(c.now(), 0, true)
-	}()
-}
-
-// refresh fetches e anew, which is stale, in the background.
+// refresh fetches e anew, in the background. One that is stale stays if nothing better comes.
 func (c *Cache) refresh(ctx context.Context, e *entry, r *dns.Msg, q *answers.Question, now time.Time, counted *series) {
-	recheck := c.config.Stale.Recheck
+	stale, recheck := e.Left(now) <= 0, time.Duration(0)
+	if stale {
+		recheck = c.config.Stale.Recheck
+	}
 	if !e.beginRefresh(now, recheck) {
 		return
 	}
-	k := c.background(ctx, q, counted)
+	counted.prefetches.Inc()
+	c.refreshing.Add(1)
+	// Its handlers set metadata of their own.
+	k := &keeper{cache: c, counted: counted, ctx: metadata.ContextWithMetadata(ctx), question: *q, ad: true, silent: true}
 	req := k.ask(r)
 	go func() {
 		defer c.refreshing.Add(-1)
-		v := verifier{keeper: k}
-		_, _ = c.ask(k.ctx, &v, req)
-		if v.refreshed {
+		refreshed := true
+		if stale {
+			v := verifier{keeper: k}
+			_, _ = c.ask(k.ctx, &v, req)
+			refreshed = v.refreshed
+		} else {
+			_, _ = c.ask(k.ctx, k, req)
+		}
+		if refreshed {
 			c.carryOver(e, &k.question, now)
 		}
-		e.endRefresh(c.now(), recheck, v.refreshed)
+		e.endRefresh(c.now(), recheck, refreshed)
 	}()
-}
-
-// background is the writer of a query that no client waits for. Its handlers set metadata of their own.
-func (c *Cache) background(ctx context.Context, q *answers.Question, counted *series) *keeper {
-	counted.prefetches.Inc()
-	c.refreshing.Add(1)
-	return &keeper{cache: c, counted: counted, ctx: metadata.ContextWithMetadata(ctx), question: *q, ad: true, silent: true}
 }
 
 // ask has the handlers behind c answer, in a goroutine of the cache's own: there is no server's around it that would

@@ -40,10 +40,7 @@ type keeper struct {
 func (k *keeper) ask(r *dns.Msg) *dns.Msg {
 	k.request = *r
 	k.request.AuthenticatedData = true
-	k.request.Question = k.asked[:copy(k.asked[:], r.Question)]
-	if len(r.Question) > 1 {
-		k.request.Question = slices.Clone(r.Question)
-	}
+	k.request.Question = questions(&k.asked, r.Question)
 	for _, section := range [...]*[]dns.RR{&k.request.Answer, &k.request.Ns, &k.request.Extra} {
 		if len(*section) > 0 {
 			*section = slices.Clone(*section)
@@ -102,9 +99,9 @@ func (k *keeper) matches(m *dns.Msg) bool {
 // put keeps m for a time greater than 0.
 func (k *keeper) put(m *dns.Msg, kind response.Type, now time.Time, ttl uint32) {
 	c := k.cache
-	store, except := positives, c.config.Success.Except
-	if negative(kind) {
-		store, except = negatives, c.config.Denial.Except
+	store, except := storeOf(negative(kind)), c.config.Success.Except
+	if store == negatives {
+		except = c.config.Denial.Except
 	}
 	if plugin.Zones(except).Contains(m.Question[0].Name) {
 		return
@@ -114,19 +111,19 @@ func (k *keeper) put(m *dns.Msg, kind response.Type, now time.Time, ttl uint32) 
 		k.counted.drops.Inc() // nor can it be sent
 		return
 	}
+	var rare more
 	if wildcard := metadata.ValueFunc(k.ctx, wildcardLabel); wildcard != nil {
-		if name := wildcard(); name != "" {
-			e.with(func(m *more) { m.wildcard = name })
-		}
+		rare.wildcard = wildcard()
 	}
 	key := c.key(&k.question)
 	policy := c.config.Stale.PreferPositive
 	if policy && store == positives && !e.answering {
 		if before := c.entry(positives, key, &k.question); before != nil {
-			if good := before.lastGood(); good != nil {
-				e.with(func(m *more) { m.lastGood = good })
-			}
+			rare.lastGood = before.lastGood()
 		}
+	}
+	if rare != (more{}) {
+		e.more = &more{rare.wildcard, rare.lastGood} // rare itself is on the stack
 	}
 	if c.stores[store].Add(key, e) {
 		k.counted.evictions[store].Inc()
@@ -145,10 +142,7 @@ func copyOf(m *dns.Msg, ttl uint32) *dns.Msg {
 		dns.Msg
 		question [1]dns.Question
 	}{Msg: dns.Msg{MsgHdr: m.MsgHdr, Compress: m.Compress}}
-	both.Question = both.question[:copy(both.question[:], m.Question)]
-	if len(m.Question) > 1 {
-		both.Question = slices.Clone(m.Question)
-	}
+	both.Question = questions(&both.question, m.Question)
 	all := make([]dns.RR, 0, len(m.Answer)+len(m.Ns)+len(m.Extra))
 	section := func(rrs []dns.RR) []dns.RR {
 		from := len(all)
@@ -164,6 +158,14 @@ func copyOf(m *dns.Msg, ttl uint32) *dns.Msg {
 	}
 	both.Answer, both.Ns, both.Extra = section(m.Answer), section(m.Ns), section(m.Extra)
 	return &both.Msg
+}
+
+// questions copies a question section, which has one question but for odd messages, to room where it can.
+func questions(room *[1]dns.Question, section []dns.Question) []dns.Question {
+	if len(section) > 1 {
+		return slices.Clone(section)
+	}
+	return room[:copy(room[:], section)]
 }
 
 // Write implements dns.ResponseWriter. What was packed by another handler is not looked into.

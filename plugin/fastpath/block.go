@@ -1,8 +1,6 @@
 package fastpath
 
 import (
-	"strings"
-
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 	coremetrics "github.com/coredns/coredns/plugin/metrics"
@@ -28,7 +26,6 @@ type block struct {
 	rotate  bool                 // loadbalance shuffles addresses
 	options answers.Options      // of cache
 	metrics *coremetrics.Metrics // of the directive prometheus; nil without
-	zones   string               // what cache's metrics say of its zones
 }
 
 // surround has the plugins of a block, the last of which is cache if the block has it, tell b which handlers
@@ -70,7 +67,6 @@ func (b *block) judge(p *Plugin) {
 		return
 	}
 	b.metrics, _ = b.site.Handler("prometheus").(*coremetrics.Metrics)
-	b.zones = strings.Join(b.options.Zones, ",")
 }
 
 // objection is why the block's hits may not be replayed; empty where they may.

@@ -9,6 +9,7 @@ import (
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"localcache.dev/localcache/internal/answers"
 	"localcache.dev/localcache/internal/wire"
 )
 
@@ -60,7 +61,7 @@ type counter struct {
 // count is a counter and what a batch adds to it, so that it is written once a batch: scrapes and other
 // sockets share it.
 type count struct {
-	prometheus.Counter
+	answers.Counter
 	n int
 }
 
@@ -203,18 +204,11 @@ func (c *counter) tally(number uint32) *tally {
 		c.tallies = append(c.tallies, nil)
 	}
 	k := c.classes.get(number)
-	kind := "success"
-	if k.denial {
-		kind = "denial"
-	}
-	// Views are not replayed, so that there is no view's name.
-	t := &tally{
-		class: k, rcode: k.rcode,
-		cacheRequests: count{Counter: c.metrics.cacheRequests.WithLabelValues(c.server, k.block.zones, "")},
-		cacheHits:     count{Counter: c.metrics.cacheHits.WithLabelValues(c.server, kind, k.block.zones, "")},
-	}
+	requests, hits := k.block.cache.Counters(c.server, k.denial)
+	t := &tally{class: k, rcode: k.rcode, cacheRequests: count{Counter: requests}, cacheHits: count{Counter: hits}}
 	if m := k.block.metrics; m != nil {
 		t.series = c.metrics.histograms.of(c.server, k.zone)
+		// Views are not replayed, so that there is no view's name.
 		t.responses.Counter = vars.ResponseRcode.WithLabelValues(c.server, k.zone, "", k.rcodeLabel(), m.Next.Name())
 	}
 	c.tallies[number] = t

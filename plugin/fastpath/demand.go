@@ -2,7 +2,6 @@ package fastpath
 
 import (
 	"math"
-	"strings"
 	"time"
 
 	"github.com/miekg/dns"
@@ -27,7 +26,7 @@ func (x *exchange) lasts(b *block, m *dns.Msg, denial bool, ttl uint32) bool {
 	if b.options.Prefetch == 0 && !suspect {
 		return true
 	}
-	a := b.cache.Find(x.cacheQuestion(), denial)
+	a := b.cache.Find(answers.QuestionOf(&x.req), denial)
 	if a == nil || a.TTL < ttl {
 		return false
 	}
@@ -84,7 +83,7 @@ func (x *exchange) credit() {
 		return
 	}
 	c := x.socket.count.classes.get(classNumber(u.Class))
-	a := c.block.cache.Find(x.cacheQuestion(), c.denial)
+	a := c.block.cache.Find(answers.QuestionOf(&x.req), c.denial)
 	if a == nil || clock(a.Stored) > u.Stored {
 		return
 	}
@@ -97,13 +96,5 @@ func (x *exchange) credit() {
 	}
 	for range u.Count {
 		a.Use(c.block.options.Gap, now)
-	}
-}
-
-// cacheQuestion is what cache has the answer under.
-func (x *exchange) cacheQuestion() answers.Question {
-	q := &x.req.Question[0]
-	return answers.Question{
-		Name: strings.ToLower(q.Name), Type: q.Qtype, Class: q.Qclass, DO: x.own.query.DO(), CD: x.req.CheckingDisabled,
 	}
 }

@@ -82,7 +82,7 @@ func TestMain(m *testing.M) {
 	}
 	caches = cache.New(cache.Options{Now: cacheNow})
 	caches.Register()
-	if err := caches.RegisterMetrics(prometheus.DefaultRegisterer); err != nil { // ours looks for them
+	if err := caches.RegisterMetrics(prometheus.DefaultRegisterer); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}

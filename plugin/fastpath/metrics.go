@@ -1,9 +1,6 @@
 package fastpath
 
 import (
-	"errors"
-	"fmt"
-
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 	"github.com/prometheus/client_golang/prometheus"
@@ -23,10 +20,8 @@ type metrics struct {
 	refused      [numRefusals]prometheus.Counter
 	drops        *prometheus.CounterVec
 
-	cacheRequests *prometheus.CounterVec // of the plugin cache
-	cacheHits     *prometheus.CounterVec
-	histograms    *histograms // of the server
-	coreErr       error       // they were not found
+	histograms *histograms // of the server
+	coreErr    error       // they were not found
 
 	adopted                 *prometheus.Desc
 	entries, bytes          *prometheus.Desc
@@ -61,31 +56,8 @@ func newMetrics(p *Plugin) *metrics {
 	for r := admitted + 1; r < numRefusals; r++ {
 		m.refused[r] = m.refusedVec.WithLabelValues(refusalNames[r])
 	}
-	var errs [3]error
-	m.cacheRequests, errs[0] = existing("requests_total", "The count of cache requests.", "server", "zones", "view")
-	m.cacheHits, errs[1] = existing("hits_total", "The count of cache hits.", "server", "type", "zones", "view")
-	m.histograms, errs[2] = newHistograms()
-	m.coreErr = errors.Join(errs[:]...)
+	m.histograms, m.coreErr = newHistograms()
 	return m
-}
-
-// existing finds a counter of the plugin cache, which does not export it: the registry refuses another one of the
-// same description and says which one is there.
-func existing(name, help string, labels ...string) (*prometheus.CounterVec, error) {
-	twin := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Namespace: plugin.Namespace, Subsystem: "cache", Name: name, Help: help,
-	}, labels)
-	err := prometheus.Register(twin)
-	var there prometheus.AlreadyRegisteredError
-	switch {
-	case err == nil:
-		prometheus.Unregister(twin)
-	case errors.As(err, &there):
-		if vec, ok := there.ExistingCollector.(*prometheus.CounterVec); ok {
-			return vec, nil
-		}
-	}
-	return nil, fmt.Errorf("the metric coredns_cache_%s is not the one that is known", name)
 }
 
 // RegisterMetrics makes the metrics available to reg.
