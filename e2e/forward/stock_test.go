@@ -66,8 +66,9 @@ func run(t *testing.T, which string) map[string]string {
 	}
 	virtual := filepath.Join(here, "coredns_"+which)
 	overlay := map[string]string{
-		filepath.Join(virtual, "plugins.go"): filepath.Join(here, "testdata", "plugins.go.txt"),
-		filepath.Join(virtual, "forward.go"): filepath.Join(here, "testdata", which+".go.txt"),
+		filepath.Join(virtual, "plugins.go"):   filepath.Join(here, "testdata", "plugins.go.txt"),
+		filepath.Join(virtual, "forward.go"):   filepath.Join(here, "testdata", which+".go.txt"),
+		filepath.Join(virtual, "main_test.go"): filepath.Join(here, "testdata", "main_test.go.txt"),
 	}
 	for _, f := range files {
 		overlay[filepath.Join(virtual, f)] = filepath.Join(source, f)
