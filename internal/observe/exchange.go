@@ -34,8 +34,11 @@ type Exchange struct {
 	Probe    bool // a health check, not a client's question
 	// Reused is true where the exchange used a connection (or UDP socket) that had carried another
 	// one before. ConnAge is the age of the connection when the exchange began, 0 for a new one.
-	Reused   bool
-	ConnAge  time.Duration
+	Reused  bool
+	ConnAge time.Duration
+	// Capped is true where nothing was sent because a limit of the forwarder itself was reached. That says nothing
+	// about the upstream, and statistics of upstreams leave it out.
+	Capped   bool
 	Local    netip.AddrPort // our end; invalid where no connection came about
 	BytesOut int            // of the DNS message, without the length prefix of streams
 	BytesIn  int

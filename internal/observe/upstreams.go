@@ -180,6 +180,9 @@ func (s *upstreamStats) Begin() { s.inFlight.Add(1) }
 // End implements Sink.
 func (s *upstreamStats) End(e *Exchange) {
 	s.inFlight.Add(-1)
+	if e.Capped {
+		return
+	}
 	end := e.Start.Add(e.Duration).UnixNano()
 	if t := s.owner.clock.at(end); t >= s.nextMark.Load() {
 		s.advance(t)

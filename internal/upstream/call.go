@@ -75,6 +75,23 @@ func (c *call) finish(reply []byte, outcome observe.Outcome, err error, now time
 // once, among the results.
 func (c *call) abandon() bool { return c.state.CompareAndSwap(callWaiting, callAbandoned) }
 
+// silent reports whether c has waited for longer than answers on its path usually take, and nothing at all was heard
+// from there meanwhile.
+func (c *call) silent(now time.Time) bool {
+	return now.Sub(c.start) >= c.path.rtt.usual() && c.path.silentSince(c.start)
+}
+
+// unheard is silent for the connection of c, where it has one: that may lead nowhere while others work.
+func (c *call) unheard(now time.Time) bool {
+	if now.Sub(c.start) < c.path.rtt.usual() {
+		return false
+	}
+	if p, ok := c.path.pool.(*streamPool); ok {
+		return p.silentTo(c)
+	}
+	return c.path.silentSince(c.start)
+}
+
 // rcode is the low four bits of the reply's RCODE.
 func (c *call) rcode() int {
 	if len(c.reply) < headerLen {
@@ -91,6 +108,7 @@ func (c *call) report() {
 	r.Outcome, r.Attempt = c.outcome, c.attempt
 	r.Hedge, r.Probe, r.Reused = c.hedge, c.probe, c.reused
 	r.ConnAge, r.Local = c.age, c.local
+	r.Capped = capped(c.err)
 	r.BytesOut, r.BytesIn = len(c.wire), len(c.reply)
 	if c.outcome.Answer() {
 		r.Rcode = c.rcode()

@@ -2,6 +2,12 @@ package upstream
 
 import "time"
 
+var processStart = time.Now()
+
+// sinceStart is t in nanoseconds since the process was started, by the clock that nobody sets: the time of day may be
+// set back after an answer, which must not make that one of the future.
+func sinceStart(t time.Time) int64 { return int64(t.Sub(processStart)) }
+
 // clock calls round when something of a pool is due. It sleeps while nothing is, so that an idle node
 // is not woken. All but round is guarded by the lock of the pool, which round takes.
 type clock struct {

@@ -165,13 +165,16 @@ func (d *datagramPool) takeIdle(now time.Time, fresh bool) *datagramSocket {
 		last := len(d.idle) - 1
 		d.idle[i], d.idle[last] = d.idle[last], nil
 		d.idle = d.idle[:last]
-		if now.Sub(s.born) < datagramLife {
+		if now.Sub(s.born) < d.life() && now.Sub(s.idleSince) < d.path.server.config.Expire {
 			return s
 		}
 		d.remove(s)
 	}
 	return nil
 }
+
+// life is for how long a socket takes calls.
+func (d *datagramPool) life() time.Duration { return min(datagramLife, d.path.server.config.MaxAge) }
 
 // remove closes s. It runs with d.mu held.
 func (d *datagramPool) remove(s *datagramSocket) {
@@ -198,7 +201,7 @@ func (d *datagramPool) release(s *datagramSocket, now time.Time) {
 		return
 	}
 	limit := d.path.server.config.MaxIdle
-	if s.uses >= datagramUses || now.Sub(s.born) >= datagramLife || limit > 0 && len(d.idle) >= limit {
+	if s.uses >= datagramUses || now.Sub(s.born) >= d.life() || limit > 0 && len(d.idle) >= limit {
 		d.remove(s)
 		return
 	}
@@ -207,18 +210,23 @@ func (d *datagramPool) release(s *datagramSocket, now time.Time) {
 		// Nothing is under way: nobody shall be woken for a wait that is over.
 		s.rest()
 	}
-	d.clock.wakeBy(s.born.Add(datagramLife))
+	d.clock.wakeBy(d.idleUntil(s))
 }
 
-// round closes idle sockets that are old.
+// idleUntil is until when s is kept while it is idle.
+func (d *datagramPool) idleUntil(s *datagramSocket) time.Time {
+	return sooner(s.born.Add(d.life()), s.idleSince.Add(d.path.server.config.Expire))
+}
+
+// round closes idle sockets that are old, or were idle for long.
 func (d *datagramPool) round(now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	next := time.Time{}
 	kept := d.idle[:0]
 	for _, s := range d.idle {
-		if old := s.born.Add(datagramLife); now.Before(old) {
-			next = sooner(next, old)
+		if until := d.idleUntil(s); now.Before(until) {
+			next = sooner(next, until)
 			kept = append(kept, s)
 		} else {
 			d.remove(s)

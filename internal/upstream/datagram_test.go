@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -149,6 +150,33 @@ func TestFormatErrorToEDNS(t *testing.T) {
 	}
 }
 
+// TestRefusedEitherWay: a server that does not do one type, and says so without an OPT record, understands EDNS.
+func TestRefusedEitherWay(t *testing.T) {
+	var without atomic.Int64
+	f := startFake(t, false, func(m *dns.Msg, _ observe.Proto, _ int) fault {
+		if m.Question[0].Qtype == dns.TypeANY {
+			return fault{rcode: dns.RcodeNotImplemented, noOPT: true}
+		}
+		if m.IsEdns0() == nil {
+			without.Add(1)
+		}
+		return fault{}
+	})
+	g := openGroup(t, GroupConfig{}, f)
+	m := ask("example.")
+	m.Question[0].Qtype = dns.TypeANY
+	answer, err := g.Exchange(context.Background(), Query{Msg: m, Proto: observe.UDP})
+	if err != nil || answer.Msg.Rcode != dns.RcodeNotImplemented {
+		t.Fatalf("answer %v, %v", answer, err)
+	}
+	for i := range 3 {
+		g.mustAnswer(t, fmt.Sprintf("n%d.example.", i), observe.UDP)
+	}
+	if n := without.Load(); n > 0 {
+		t.Errorf("%d queries after that had no EDNS", n)
+	}
+}
+
 // TestOfferedSize: whatever the client offers, the upstream is offered what passes unfragmented.
 func TestOfferedSize(t *testing.T) {
 	sizes := make(chan uint16, 2)
@@ -232,7 +260,7 @@ func TestNoFileDescriptors(t *testing.T) {
 	g.mustAnswer(t, "four.example.", observe.UDP)
 }
 
-// TestSocketsAreBounded: above the limit attempts fail, at once.
+// TestSocketsAreBounded: above the limit attempts fail, at once, and the upstream is not blamed.
 func TestSocketsAreBounded(t *testing.T) {
 	f := startFake(t, false, func(*dns.Msg, observe.Proto, int) fault { return fault{delay: 500 * time.Millisecond} })
 	g := openGroupWith(t, NewDialer(), Limits{Sockets: 4}, GroupConfig{}, f)
@@ -242,6 +270,10 @@ func TestSocketsAreBounded(t *testing.T) {
 	for i := range 20 {
 		wg.Go(func() {
 			if _, err := g.Exchange(context.Background(), Query{Msg: ask(fmt.Sprintf("n%d.example.", i)), Proto: observe.UDP}); err != nil {
+				var failed *Error
+				if !errors.As(err, &failed) || failed.Cause != CauseOverloaded || !errors.Is(err, ErrOverloaded) {
+					t.Errorf("error %v", err)
+				}
 				mu.Lock()
 				failures++
 				mu.Unlock()
@@ -255,5 +287,9 @@ func TestSocketsAreBounded(t *testing.T) {
 	wg.Wait()
 	if failures < 16 {
 		t.Errorf("%d of 20 questions failed, want at least 16", failures)
+	}
+	s := g.stat(f, observe.UDP)
+	if s.Outcomes != [observe.NumOutcomes]uint64{observe.NoError: uint64(20 - failures)} || !s.FailingSince.IsZero() {
+		t.Errorf("outcomes %v, failing since %s", s.Outcomes, s.FailingSince)
 	}
 }

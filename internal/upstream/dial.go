@@ -81,6 +81,11 @@ func ours(err error) bool {
 	return false
 }
 
+// capped reports whether err says that nothing was sent, because of this package's own limits.
+func capped(err error) bool {
+	return errors.Is(err, errTooManySockets) || errors.Is(err, errTooManyQueries)
+}
+
 // noFiles reports whether err says that no file descriptor is left.
 func noFiles(err error) bool {
 	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)

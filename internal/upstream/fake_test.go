@@ -34,6 +34,7 @@ type fault struct {
 	rcode         int
 	size          int // about how large the answer is to be
 	noEDNS        bool
+	noOPT         bool // the answer has no OPT record
 }
 
 // behaviour decides on the n-th query, from 1.
@@ -47,7 +48,8 @@ func wellBehaved(*dns.Msg, observe.Proto, int) fault { return fault{} }
 type fakeServer struct {
 	t      testing.TB
 	addr   netip.AddrPort
-	serial bool // as CoreDNS: one query at a time on a TCP connection
+	serial bool         // as CoreDNS: one query at a time on a TCP connection
+	atMost atomic.Int64 // answers on a TCP connection, which is then closed; 0: any number
 
 	behave  atomic.Pointer[behaviour]
 	queries atomic.Int64
@@ -170,7 +172,7 @@ func (s *fakeServer) serveConn(conn net.Conn, number int64) {
 	var write sync.Mutex
 	var answers sync.WaitGroup
 	defer answers.Wait()
-	for {
+	for served := int64(1); ; served++ {
 		var length [2]byte
 		if _, err := io.ReadFull(conn, length[:]); err != nil {
 			return
@@ -195,8 +197,11 @@ func (s *fakeServer) serveConn(conn net.Conn, number int64) {
 			defer write.Unlock()
 			respondTCP(conn, m, f)
 		}
-		if s.serial {
+		if most := s.atMost.Load(); s.serial || most > 0 {
 			respond()
+			if served == most {
+				return
+			}
 		} else {
 			answers.Go(respond)
 		}
@@ -262,7 +267,7 @@ func reply(m *dns.Msg, f fault) []byte {
 			r.Answer = append(r.Answer, &dns.TXT{Hdr: dns.RR_Header{Name: name, Rrtype: dns.TypeTXT, Class: dns.ClassINET, Ttl: 30}, Txt: []string{strings.Repeat("x", 190)}})
 		}
 		r.Truncated = f.truncate
-		if opt := m.IsEdns0(); opt != nil {
+		if opt := m.IsEdns0(); opt != nil && !f.noOPT {
 			r.SetEdns0(1232, opt.Do())
 		}
 	}

@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -12,8 +13,12 @@ import (
 
 const (
 	// extrasMost is how many attempts a flight may make that the protocol asks for: TCP after TC, no
-	// EDNS after FORMERR, fresh connections after stale ones.
+	// EDNS after FORMERR, fresh connections after another answer spoilt one.
 	extrasMost = 6
+	// repeatsMost is how many attempts a flight may make after a server closed a connection on which it
+	// had answered others. Some close after each answer, or after a few, so that of many questions that
+	// are asked at once the last ones see that often.
+	repeatsMost = 100
 	// giveUpFactor: an attempt is given up after so many times the time after which it is late,
 	// within giveUpFloor and giveUpCeiling, and twice that for each further attempt.
 	giveUpFactor  = 4
@@ -51,14 +56,16 @@ type voyage struct {
 	allDown  bool
 	attempts int // without extras
 	extras   int
+	repeats  int
 	pending  int
 	next     time.Time // when to look after the latest attempt
 	givesUp  time.Time // when the latest attempt is given up
 	looked   bool      // the latest attempt was found late
 	timed    bool      // the timer was set
 
-	truncated *call // a UDP answer that is used if TCP brings none
-	failover  *call // an answer that is used if nobody has a better one
+	plain     *server // is asked without EDNS, to find out whether that is what it does not understand
+	truncated *call   // a UDP answer that is used if TCP brings none
+	failover  *call   // an answer that is used if nobody has a better one
 	failovers int
 	fallback  *dns.Msg // of failover
 
@@ -87,6 +94,7 @@ func (f *flight) begin(alone bool) {
 	f.calls = f.callRoom[:0]
 	f.order, f.allDown = f.group.order(f.pathRoom[:0], f.proto, now)
 	f.group.hedges.earn()
+	f.group.retries.earn()
 	if f.allDown && f.group.config.FailFast {
 		f.fail(now, &Error{Cause: CauseAllDown, Err: ErrAllDown})
 		return
@@ -157,7 +165,7 @@ func (f *flight) send(p *path, now time.Time, after *call) {
 	if after != nil {
 		c.younger = after.conn
 	}
-	if f.q.shareable && p.server.refusesEDNS(now) {
+	if f.q.shareable && (p.server == f.plain || p.server.refusesEDNS(now)) {
 		c.wire = f.q.withoutEDNS()
 	}
 	late := p.rtt.late()
@@ -184,7 +192,7 @@ func (f *flight) look(now time.Time) {
 		return
 	}
 	for _, c := range f.calls {
-		if !c.handled && now.Sub(c.start) >= c.path.rtt.late() && c.path.silentSince(c.start) {
+		if !c.handled && c.silent(now) {
 			c.path.suspect(now)
 		}
 	}
@@ -192,16 +200,20 @@ func (f *flight) look(now time.Time) {
 		f.next = f.deadline
 		return
 	}
-	last := f.calls[len(f.calls)-1].path
+	latest := f.calls[len(f.calls)-1]
+	last := latest.path
 	p := f.choose()
-	free := false
+	givenUp := !now.Before(f.givesUp)
+	may := false
 	if standing(p.standing.Load()) == healthy {
 		// To leave a server that is in doubt for one that is not costs nothing: it takes over
-		// traffic, it does not get more. And what was given up is not waited for any more.
+		// traffic, it does not get more. Nor does what was not heard of since get any. But a server that
+		// answers others, or always took that long, is only slow, and would get twice the load when it
+		// can bear that least.
 		leaving := p != last && standing(last.standing.Load()) != healthy
-		free = leaving || !now.Before(f.givesUp)
+		may = leaving || givenUp && (latest.unheard(now) || f.group.retries.spend())
 	}
-	if free || (!f.looked || !now.Before(f.givesUp)) && f.group.hedges.spend() {
+	if may || (!f.looked || givenUp) && f.group.hedges.spend() {
 		f.attempts++
 		f.send(p, now, nil)
 		return
@@ -263,6 +275,7 @@ func (f *flight) handle(c *call) {
 	}
 	c.outcome = observe.OutcomeOf(msg.Rcode)
 	c.report()
+	f.learnEDNS(c, msg.Rcode)
 	switch {
 	case f.withoutEDNS(c, msg):
 	case f.askNext(c, msg):
@@ -304,10 +317,22 @@ func (f *flight) withoutEDNS(c *call, msg *dns.Msg) bool {
 	default:
 		return false
 	}
-	c.path.server.noteNoEDNS(c.end)
+	f.plain = c.path.server
 	f.extras++
 	f.send(c.path, c.end, nil)
 	return true
+}
+
+// learnEDNS takes note of a server that answers without EDNS what it did not with it. One that refuses the question
+// either way says nothing about EDNS.
+func (f *flight) learnEDNS(c *call, rcode int) {
+	switch rcode {
+	case dns.RcodeFormatError, dns.RcodeNotImplemented, dns.RcodeBadVers:
+	default:
+		if c.path.server == f.plain && len(c.wire) == f.q.end {
+			c.path.server.noteNoEDNS(c.end)
+		}
+	}
 }
 
 // askNext asks the next server after an answer that the configuration calls a failure.
@@ -334,8 +359,7 @@ func (f *flight) afterFailure(c *call) {
 	switch {
 	case !c.end.Before(f.deadline):
 		f.exhausted(c.end)
-	case c.stale && f.extras < extrasMost:
-		f.extras++
+	case c.stale && f.again(c):
 		f.send(c.path, c.end, c)
 	case f.attempts < f.group.config.MaxAttempts:
 		f.attempts++
@@ -343,6 +367,19 @@ func (f *flight) afterFailure(c *call) {
 	case f.pending == 0:
 		f.exhausted(c.end)
 	}
+}
+
+// again reports whether c, whose connection proved stale, is made again, and counts it.
+func (f *flight) again(c *call) bool {
+	if c.err != errBystander && f.repeats < repeatsMost {
+		f.repeats++
+		return true
+	}
+	if f.extras < extrasMost {
+		f.extras++
+		return true
+	}
+	return false
 }
 
 // exhausted ends the flight with the best there is.
@@ -373,6 +410,9 @@ func (f *flight) fail(now time.Time, err *Error) {
 	report := f.summary(now, false)
 	if err == nil {
 		err = &Error{Cause: causeOf(report.Attempts)}
+		if !slices.ContainsFunc(f.calls, func(c *call) bool { return !capped(c.err) }) {
+			err = &Error{Cause: CauseOverloaded, Err: fmt.Errorf("%w: %w", ErrOverloaded, f.calls[0].err)}
+		}
 	}
 	err.Elapsed = now.Sub(f.start)
 	err.Report = report
@@ -397,14 +437,15 @@ func (f *flight) end(c *call, err *Error) {
 // abandon leaves attempts that are under way to their pools, which report them in time.
 func (f *flight) abandon() {
 	for _, c := range f.calls {
-		if !c.handled && !c.abandon() {
-			f.pending--
-			ended := <-f.results
-			for ended == nil {
-				ended = <-f.results
+		if c.handled || c.abandon() {
+			continue
+		}
+		for !c.handled { // the ends of others may come before it
+			if ended := <-f.results; ended != nil {
+				f.pending--
+				ended.handled = true
+				ended.report()
 			}
-			ended.handled = true
-			ended.report()
 		}
 	}
 }

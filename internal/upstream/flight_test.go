@@ -358,3 +358,26 @@ func TestVerbatim(t *testing.T) {
 		}
 	}
 }
+
+// TestAbandonReportsAll: attempts that ended in another order than they began, when the flight was over, are reported.
+func TestAbandonReportsAll(t *testing.T) {
+	f := startFake(t, false, wellBehaved)
+	g := openGroup(t, GroupConfig{}, f) // checks that each was
+	flight := g.newFlight(observe.UDP, time.Now())
+	if err := flight.q.pack(ask("name.example.")); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		c := &call{path: g.servers[0].stream, q: &flight.q, results: flight.results}
+		c.path.sink.Begin()
+		flight.calls = append(flight.calls, c)
+		flight.pending++
+	}
+	for _, c := range slices.Backward(flight.calls) {
+		c.finish(nil, observe.Reset, errHungUp, time.Now())
+	}
+	flight.abandon()
+	if n := g.stat(f, observe.TCP).Outcomes[observe.Reset]; n != 2 {
+		t.Errorf("%d of 2 were reported", n)
+	}
+}

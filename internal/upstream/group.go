@@ -23,7 +23,8 @@ type Group struct {
 	registry *Registry
 	config   GroupConfig // with defaults
 	servers  []*server
-	hedges   *allowance
+	hedges   *allowance    // for what is late
+	retries  *allowance    // for what was given up on a path that answers others
 	turn     atomic.Uint32 // of RoundRobin
 
 	waiting atomic.Int64 // questions in Exchange
@@ -43,7 +44,7 @@ func newGroup(r *Registry, c GroupConfig) *Group {
 	}
 	c.MaxAttempts = min(c.MaxAttempts, attemptsMost)
 	return &Group{
-		registry: r, config: c, hedges: newAllowance(),
+		registry: r, config: c, hedges: newAllowance(hedgeIncome), retries: newAllowance(retryIncome),
 		seed: maphash.MakeSeed(), flights: make(map[uint64]*flight),
 	}
 }
@@ -290,7 +291,7 @@ func (g *Group) Status() []ServerStatus {
 				Smoothed: p.rtt.smoothed(), Late: p.rtt.late(),
 			}
 			if at := p.lastAnswer.Load(); at != 0 {
-				status.LastAnswer = time.Unix(0, at)
+				status.LastAnswer = processStart.Add(time.Duration(at))
 			}
 			status.Connections, status.Waiting = p.pool.load()
 			list = append(list, status)

@@ -1,18 +1,20 @@
 package upstream
 
 import (
+	"slices"
 	"time"
 
 	"github.com/miekg/dns"
-
-	"localcache.dev/localcache/internal/observe"
 )
 
 const (
-	// probeLeast and probeMost bound how long a probe waits. Within it is the interval itself, so
-	// that one probe is over when the next is due.
-	probeLeast = 250 * time.Millisecond
+	// probeLeast and probeMost bound how long a probe waits; between them it is the interval. A server
+	// that takes longer than an interval has to be found well, too, so that the next probe may be sent
+	// while one waits.
+	probeLeast = time.Second
 	probeMost  = 2 * time.Second
+	// probesMost is how many probes of a path may wait at once.
+	probesMost = 4
 	// probeInterest is for how long a path is probed after somebody last wanted it.
 	probeInterest = time.Minute
 )
@@ -49,27 +51,45 @@ func (p *path) probeUntilHealthy() {
 		p.probing = false
 	}()
 	interval := p.server.config.Health.Interval
-	results := make(chan *call, 1)
+	results := make(chan *call, probesMost)
+	var waiting []*call
+	defer func() {
+		for _, c := range waiting {
+			if !c.abandon() {
+				(<-results).report()
+			}
+		}
+	}()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
 		select {
 		case <-p.server.closing:
 			return
+		case c := <-results:
+			waiting = slices.DeleteFunc(waiting, func(o *call) bool { return o == c })
+			c.report()
+			if standing(p.standing.Load()) == healthy {
+				return
+			}
+			continue
 		case <-timer.C:
 		}
 		now := time.Now()
-		wanted := time.Unix(0, p.lastWanted.Load())
-		if standing(p.standing.Load()) == healthy || now.Sub(wanted) > probeInterest {
+		if standing(p.standing.Load()) == healthy || sinceStart(now)-p.lastWanted.Load() > int64(probeInterest) {
 			return
 		}
 		timer.Reset(interval)
-		p.probe(results, now, min(max(interval, probeLeast), probeMost))
+		if len(waiting) < probesMost {
+			c := p.newProbe(results, now, min(max(interval, probeLeast), probeMost))
+			waiting = append(waiting, c)
+			p.submit(c)
+		}
 	}
 }
 
-// probe makes one call and waits for its end. The pool sees to the end in time.
-func (p *path) probe(results chan *call, now time.Time, timeout time.Duration) {
+// newProbe returns a call that is to be submitted. The pool sees to its end in time.
+func (p *path) newProbe(results chan *call, now time.Time, timeout time.Duration) *call {
 	q := p.server.probe
 	c := &call{
 		path: p, q: q, wire: q.wire, results: results, attempt: 1, probe: true,
@@ -78,10 +98,5 @@ func (p *path) probe(results chan *call, now time.Time, timeout time.Duration) {
 	if p.server.refusesEDNS(now) {
 		c.wire = q.withoutEDNS()
 	}
-	p.submit(c)
-	c = <-results
-	if c.outcome == observe.OtherRcode && c.rcode() == dns.RcodeFormatError {
-		p.server.noteNoEDNS(now)
-	}
-	c.report()
+	return c
 }

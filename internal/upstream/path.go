@@ -41,7 +41,7 @@ type path struct {
 	datagrams *datagramPool
 	rtt       estimate
 
-	lastAnswer atomic.Int64 // Unix nanoseconds
+	lastAnswer atomic.Int64 // as sinceStart has it; 0: never
 	lastWanted atomic.Int64
 	standing   atomic.Uint32
 
@@ -65,7 +65,7 @@ func (p *path) carry(c *call, until time.Time) {
 
 // answered takes note of any acceptable answer, the one to a probe included.
 func (p *path) answered(now time.Time) {
-	p.lastAnswer.Store(now.UnixNano())
+	p.lastAnswer.Store(sinceStart(now))
 	if standing(p.standing.Load()) == healthy {
 		return
 	}
@@ -107,18 +107,18 @@ func (p *path) lower(to standing, now time.Time) {
 	if uint32(to) > p.standing.Load() {
 		p.standing.Store(uint32(to))
 	}
-	p.lastWanted.Store(now.UnixNano())
+	p.lastWanted.Store(sinceStart(now))
 	p.startProbing()
 }
 
 // silentSince reports whether nothing at all was heard from the path since at.
-func (p *path) silentSince(at time.Time) bool { return p.lastAnswer.Load() < at.UnixNano() }
+func (p *path) silentSince(at time.Time) bool { return p.lastAnswer.Load() < sinceStart(at) }
 
 // trust returns the standing, and takes note that somebody cares.
 func (p *path) trust(now time.Time) standing {
 	s := standing(p.standing.Load())
 	if s != healthy {
-		p.lastWanted.Store(now.UnixNano())
+		p.lastWanted.Store(sinceStart(now))
 		p.mu.Lock()
 		p.startProbing()
 		p.mu.Unlock()

@@ -49,13 +49,16 @@ func (e *estimate) sample(d time.Duration, now time.Time) {
 }
 
 // late is after what time an attempt is worth another one.
-func (e *estimate) late() time.Duration {
+func (e *estimate) late() time.Duration { return min(e.usual(), lateCeiling) }
+
+// usual is within what time answers come, as far as is known: late without the bound that the budget sets.
+func (e *estimate) usual() time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.known {
 		return lateInitial
 	}
-	return min(max(e.srtt+4*e.rttvar, lateFloor), lateCeiling)
+	return max(e.srtt+4*e.rttvar, lateFloor)
 }
 
 // smoothed is the smoothed round-trip time, 0 where none is known.

@@ -62,13 +62,13 @@ func TestBase(t *testing.T) {
 }
 
 func TestAllowance(t *testing.T) {
-	a := newAllowance()
+	a := newAllowance(hedgeIncome)
 	n := 0
 	for a.spend() {
 		n++
 	}
-	if n != hedgeSavings/hedgeCost {
-		t.Errorf("%d hedges were saved up, want %d", n, hedgeSavings/hedgeCost)
+	if n != savings/extraCost {
+		t.Errorf("%d hedges were saved up, want %d", n, savings/extraCost)
 	}
 	for range 1000 {
 		a.earn()
@@ -76,13 +76,13 @@ func TestAllowance(t *testing.T) {
 			n++
 		}
 	}
-	if n -= hedgeSavings / hedgeCost; n != 100 {
+	if n -= savings / extraCost; n != 100 {
 		t.Errorf("%d hedges for 1000 questions, want a tenth", n)
 	}
 	for range 10000 {
 		a.earn()
 	}
-	if a.tenths.Load() > hedgeSavings {
+	if a.tenths.Load() > savings {
 		t.Errorf("%d tenths are saved up", a.tenths.Load())
 	}
 }

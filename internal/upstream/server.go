@@ -23,7 +23,7 @@ type server struct {
 	datagram *path // nil with TLS
 	stream   *path
 
-	noEDNSUntil atomic.Int64 // Unix nanoseconds
+	noEDNSUntil atomic.Int64 // as sinceStart has it
 
 	mu      sync.Mutex
 	closed  bool
@@ -100,6 +100,6 @@ func (s *server) inherit(other *server) {
 	}
 }
 
-func (s *server) refusesEDNS(now time.Time) bool { return now.UnixNano() < s.noEDNSUntil.Load() }
+func (s *server) refusesEDNS(now time.Time) bool { return sinceStart(now) < s.noEDNSUntil.Load() }
 
-func (s *server) noteNoEDNS(now time.Time) { s.noEDNSUntil.Store(now.Add(ednsMemory).UnixNano()) }
+func (s *server) noteNoEDNS(now time.Time) { s.noEDNSUntil.Store(sinceStart(now.Add(ednsMemory))) }

@@ -89,16 +89,14 @@ func (p *streamPool) submit(c *call) {
 func (p *streamPool) choose(c *call) *streamConn {
 	limit := p.path.server.config.MaxConns
 	if c.probe {
-		// A probe asks whether the server can be reached now, so it takes a new connection even
-		// when there are enough: they may all be stuck. There is one probe at a time.
-		return p.open(c.start)
+		return p.openForProbe(c.start)
 	}
 	lateAfter := p.lateAfter()
 	var prompt, any, late, last *streamConn
 	joining := false // prompt has a burst to join
 	open := 0
 	for _, conn := range p.conns {
-		if !conn.retired && conn.tooOld(c.start) {
+		if !conn.retired && (conn.tooOld(c.start) || conn.idleFor(c.start) >= p.path.server.config.Expire) {
 			conn.retire()
 		}
 		if conn.retired {
@@ -131,8 +129,11 @@ func (p *streamPool) choose(c *call) *streamConn {
 		}
 	}
 	p.sweep()
+	// A server that closes a connection after few answers would make many that are asked again on one connection
+	// wait for their turn to be the next few.
+	apart := c.younger != nil && c.younger.answers < burstMost && open < limit
 	switch {
-	case prompt != nil:
+	case prompt != nil && (!apart || prompt.busy == 0):
 		return prompt
 	case late != nil && late.unread():
 		// The answers are here, and it is this process that did not come to its turn: another connection would not
@@ -143,10 +144,29 @@ func (p *streamPool) choose(c *call) *streamConn {
 			return conn
 		}
 	}
-	if any == nil {
-		return last
+	switch {
+	case prompt != nil:
+		return prompt
+	case any != nil:
+		return any
 	}
-	return any
+	return last
+}
+
+// openForProbe starts a new connection even when there are enough: a probe asks whether the server can be reached now,
+// and they may all be stuck. One above the limit takes nothing but the probe. It runs with p.mu held.
+func (p *streamPool) openForProbe(now time.Time) *streamConn {
+	open := 0
+	for _, conn := range p.conns {
+		if !conn.retired {
+			open++
+		}
+	}
+	conn := p.open(now)
+	if conn != nil && open >= p.path.server.config.MaxConns {
+		conn.retire()
+	}
+	return conn
 }
 
 // lateAfter is the age of its oldest question that makes a connection late.
@@ -173,6 +193,13 @@ func (p *streamPool) open(now time.Time) *streamConn {
 	p.conns = append(p.conns, conn)
 	p.clock.wakeBy(conn.retireAt)
 	return conn
+}
+
+// silentTo reports whether nothing was read from the connection of c since c began.
+func (p *streamPool) silentTo(c *call) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return c.conn != nil && c.conn.heard.Before(c.start)
 }
 
 // sweep closes what is retired and carries nothing any more. It runs with p.mu held.
@@ -216,7 +243,7 @@ func (p *streamPool) round(now time.Time) {
 		overdue := conn.expired(now)
 		expired = append(expired, overdue...)
 		switch {
-		case len(overdue) > 0 && conn.heard.Before(overdue[0].start):
+		case conn.silentTo(overdue):
 			// Not a sound since: the other end is gone, or never was there.
 			b := conn.broken(observe.Timeout, errSilent, nil)
 			b.counted = true

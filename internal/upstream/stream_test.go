@@ -315,3 +315,48 @@ func unusedAddr(t *testing.T) netip.AddrPort {
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).AddrPort()
 }
+
+// TestFewAnswersAConnection: a server that closes each connection after few answers gets many questions at once. Each
+// is answered, on another connection.
+func TestFewAnswersAConnection(t *testing.T) {
+	for _, most := range []int64{1, 2, 5} {
+		t.Run(fmt.Sprint(most), func(t *testing.T) {
+			f := startFake(t, true, wellBehaved)
+			f.atMost.Store(most)
+			g := openGroup(t, GroupConfig{ForceTCP: true}, f)
+			var wg sync.WaitGroup
+			for i := range 100 {
+				wg.Go(func() { g.mustAnswer(t, fmt.Sprintf("n%d.example.", i), observe.TCP) })
+			}
+			wg.Wait()
+		})
+	}
+}
+
+// TestIdleConnectionsExpire: a connection that was idle for longer than Expire takes no question, and is closed,
+// although nothing else is due for a long time.
+func TestIdleConnectionsExpire(t *testing.T) {
+	f := startFake(t, false, wellBehaved)
+	g := openGroup(t, GroupConfig{ForceTCP: true, Servers: []ServerConfig{{Addr: f.addr, Health: NewHealth(), Expire: time.Millisecond}}})
+	for i := range 5 {
+		g.mustAnswer(t, fmt.Sprintf("n%d.example.", i), observe.TCP)
+		eventually(t, "the connection is closed", func() bool { return f.connections() == 0 })
+	}
+	if n := f.dials.Load(); n != 5 {
+		t.Errorf("%d connections for 5 questions, each after a pause", n)
+	}
+}
+
+// TestProbesStayWithinLimit: what a probe opens above the limit is closed after it.
+func TestProbesStayWithinLimit(t *testing.T) {
+	f := startFake(t, false, wellBehaved)
+	g := openGroup(t, GroupConfig{ForceTCP: true, Servers: []ServerConfig{{Addr: f.addr, Health: NewHealth(), MaxConns: 1}}})
+	p := g.servers[0].stream
+	for i := range 5 {
+		g.mustAnswer(t, fmt.Sprintf("n%d.example.", i), observe.TCP)
+		dials := f.dials.Load()
+		p.suspect(time.Now())
+		eventually(t, "it was probed", func() bool { return f.dials.Load() > dials && standingOf(g, f, observe.TCP) == "healthy" })
+	}
+	eventually(t, "one connection is left", func() bool { return f.connections() == 1 })
+}

@@ -141,6 +141,7 @@ func (c *streamConn) take(slot uint8, now time.Time) *call {
 	c.busy--
 	if c.busy == 0 {
 		c.idleSince = now
+		c.pool.clock.wakeBy(now.Add(c.pool.path.server.config.Expire))
 	}
 	return a
 }
@@ -150,6 +151,21 @@ func (c *streamConn) room() bool { return len(c.free) > 0 && len(c.out) < outMos
 func (c *streamConn) retire() { c.retired = true }
 
 func (c *streamConn) tooOld(now time.Time) bool { return !now.Before(c.retireAt) }
+
+// idleFor is for how long c has carried nothing.
+func (c *streamConn) idleFor(now time.Time) time.Duration {
+	if c.busy > 0 {
+		return -1
+	}
+	return now.Sub(c.idleSince)
+}
+
+// silentTo reports whether nothing was read from c since the first of calls, whose time is over. A probe does not
+// count: it waits for less than others do.
+func (c *streamConn) silentTo(calls []*call) bool {
+	i := slices.IndexFunc(calls, func(a *call) bool { return !a.probe })
+	return i >= 0 && c.heard.Before(calls[i].start)
+}
 
 // late reports whether the oldest call has waited for longer than after.
 func (c *streamConn) late(now time.Time, after time.Duration) bool {
@@ -180,8 +196,12 @@ func (c *streamConn) stuck(now time.Time) bool {
 // nextDue is when the pool's clock has to look at c again.
 func (c *streamConn) nextDue() time.Time {
 	next := c.retireAt
-	if c.busy == 0 {
+	switch {
+	case c.busy == 0:
 		next = sooner(next, c.idleSince.Add(c.pool.path.server.config.Expire))
+	case c.retired:
+		// retireAt has passed, and what matters is when the calls end.
+		next = time.Time{}
 	}
 	for a := c.waiting.head; a != nil; a = a.next {
 		next = sooner(next, a.expire)
@@ -190,10 +210,6 @@ func (c *streamConn) nextDue() time.Time {
 		if !since.IsZero() {
 			next = sooner(next, since.Add(partialTime))
 		}
-	}
-	if c.busy > 0 && c.retired {
-		// retireAt has passed, and what matters is when the calls end.
-		next = c.waiting.head.expire
 	}
 	return next
 }
@@ -276,7 +292,7 @@ func (b brokenConn) finish(now time.Time) {
 	if len(b.calls) == 0 && b.guilty == nil {
 		return
 	}
-	hangUp := b.outcome == observe.Reset
+	hangUp := b.outcome == observe.Reset && !errors.Is(b.err, errStuck)
 	// A server may close a connection that has worked when it likes (RFC 7766, section 6.2.3).
 	faultless := b.counted || ours(b.err) || hangUp && b.worked
 	if !faultless {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
 	"localcache.dev/localcache/internal/observe"
@@ -104,6 +105,26 @@ func TestStuckWrite(t *testing.T) {
 	}
 	if stuck == 0 {
 		t.Error("no call ended by the stuck write")
+	}
+}
+
+// TestSlowLorisIsAFailure: a server that worked and then answers octet by octet fails, unlike one that closes a
+// connection.
+func TestSlowLorisIsAFailure(t *testing.T) {
+	f := startFake(t, false, wellBehaved)
+	g := openGroup(t, GroupConfig{ForceTCP: true, Budget: 2 * time.Second, Servers: []ServerConfig{
+		{Addr: f.addr, Health: NewHealth(), ReadTimeout: time.Minute}, // so that no other failure is counted
+	}})
+	g.mustAnswer(t, "works.example.", observe.TCP)
+	f.set(func(*dns.Msg, observe.Proto, int) fault { return fault{slow: true} })
+	if _, err := g.Exchange(context.Background(), Query{Msg: ask("slow.example."), Proto: observe.TCP}); err == nil {
+		t.Fatal("it answered")
+	}
+	path := g.servers[0].stream
+	path.mu.Lock()
+	defer path.mu.Unlock()
+	if path.fails == 0 {
+		t.Error("no failure was counted")
 	}
 }
 

@@ -120,6 +120,9 @@ func (*sink) Release() {}
 
 // End implements observe.Sink.
 func (s *sink) End(e *observe.Exchange) {
+	if e.Capped {
+		return
+	}
 	if e.Probe {
 		if !e.Outcome.Answer() {
 			s.probeFailures.Inc()
