@@ -381,3 +381,48 @@ func TestAbandonReportsAll(t *testing.T) {
 		t.Errorf("%d of 2 were reported", n)
 	}
 }
+
+// TestPanicEndsTheFlight: where the leader panics, which CoreDNS recovers from, those who follow get an error.
+func TestPanicEndsTheFlight(t *testing.T) {
+	f := startFake(t, false, func(*dns.Msg, observe.Proto, int) fault { return fault{delay: 50 * time.Millisecond} })
+	r := NewRegistry(Limits{}, panicking{})
+	g, err := r.Open(GroupConfig{Servers: []ServerConfig{{Addr: f.addr, Health: NewHealth()}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	panics, failures := 0, 0
+	for range 5 {
+		wg.Go(func() {
+			defer func() {
+				mu.Lock()
+				defer mu.Unlock()
+				if recover() != nil {
+					panics++
+				}
+			}()
+			_, err := g.Exchange(context.Background(), Query{Msg: ask("name.example."), Proto: observe.UDP})
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failures++
+			}
+		})
+	}
+	wg.Wait()
+	if panics == 0 || panics+failures != 5 {
+		t.Errorf("%d panics and %d errors of 5 questions", panics, failures)
+	}
+	g.Close()
+	r.Wait()
+}
+
+// panicking is a Recorder that fails at the end of each exchange.
+type panicking struct{}
+
+func (panicking) Sink(string, observe.Proto) observe.Sink { return panicking{} }
+func (panicking) Begin()                                  {}
+func (panicking) End(*observe.Exchange)                   { panic("no statistics") }
+func (panicking) Drop(observe.Drop)                       {}
+func (panicking) Release()                                {}

@@ -122,8 +122,17 @@ func (g *Group) enlist(f *flight) *flight {
 
 // lead makes the exchange for everybody who asks the same.
 func (g *Group) lead(ctx context.Context, f *flight, query Query, answer *Answer) error {
+	panicked := true
+	defer func() {
+		if panicked {
+			// CoreDNS recovers from it, and those who follow would wait for ever.
+			f.fail(time.Now(), nil)
+		}
+	}()
 	f.begin(ctx.Done() == nil)
-	if f.run(ctx) {
+	ended := f.run(ctx)
+	panicked = false
+	if ended {
 		err := f.answerFor(query, false, answer)
 		if f.private {
 			g.recycle(f)
