@@ -39,8 +39,7 @@ type Told interface {
 
 // Options are what others need to know of a cache's.
 type Options struct {
-	KeepTTL bool          // answers keep their TTL while they are there
-	TTL     time.Duration // of answers past their own (RFC 8767); 0: they have none, or are not given
+	KeepTTL bool // answers keep their TTL while they are there
 
 	Prefetch   int           // uses that it takes for an answer to be fetched before its TTL is over; 0: none is
 	Gap        time.Duration // two uses that are further apart begin the count anew

@@ -69,7 +69,7 @@ func (c *Cache) Name() string { return directive }
 // Options implements answers.Cache.
 func (c *Cache) Options() answers.Options {
 	return answers.Options{
-		KeepTTL: c.config.KeepTTL, TTL: c.config.Stale.TTL,
+		KeepTTL:  c.config.KeepTTL,
 		Prefetch: c.config.Prefetch.Amount, Gap: c.config.Prefetch.Gap, Percentage: c.config.Prefetch.Percentage,
 	}
 }

@@ -2,9 +2,6 @@ package fastpath
 
 import (
 	"math"
-	"time"
-
-	"github.com/miekg/dns"
 
 	"localcache.dev/localcache/internal/answers"
 )
@@ -17,13 +14,10 @@ import (
 // Where it takes more hits than the store counts, the first of them go to the chain until cache has counted enough, and
 // then one now and then, so that it sees no gap where there is none (passNowAndThen).
 
-// lasts decides whether the reply m, whose records all have this TTL, may be replayed at all with a view to its
-// age, and if so sets from when on not any more.
-func (x *exchange) lasts(b *block, m *dns.Msg, denial bool, ttl uint32) bool {
-	// It may be a stale answer, which cache would have tried to refresh.
-	stale := uint32(b.options.TTL / time.Second)
-	suspect := stale != 0 && ttl == stale
-	if b.options.Prefetch == 0 && !suspect {
+// lasts decides whether a reply from cache's memory, whose records all have this TTL, may be replayed at all with a
+// view to prefetches, and if so sets from when on not any more.
+func (x *exchange) lasts(b *block, denial bool, ttl uint32) bool {
+	if b.options.Prefetch == 0 {
 		return true
 	}
 	a := b.cache.Find(answers.QuestionOf(&x.req), denial)
@@ -31,16 +25,13 @@ func (x *exchange) lasts(b *block, m *dns.Msg, denial bool, ttl uint32) bool {
 		return false
 	}
 	if b.options.Prefetch > x.socket.plugin.maxUses {
-		return !suspect && x.passNowAndThen(b, a, ttl)
+		return x.passNowAndThen(b, a, ttl)
 	}
 	// The chain read its clock between then and now: the answer is the one that the reply came from if it had this
-	// TTL then, and it is not stale if it has some left.
+	// TTL then.
 	stored, now := clock(a.Stored), clock(x.socket.plugin.now())
-	if int64(ttl) > left(a, stored, x.received) || int64(ttl) < left(a, stored, now) || left(a, stored, now) <= 0 {
+	if int64(ttl) > left(a, stored, x.received) || int64(ttl) < left(a, stored, now) {
 		return false
-	}
-	if b.options.Prefetch == 0 {
-		return true
 	}
 	x.pass = stored + (int64(a.TTL)-b.threshold(a.TTL))*second
 	x.uses = b.options.Prefetch

@@ -1,6 +1,7 @@
 package fastpath
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/coredns/coredns/plugin"
 	"github.com/miekg/dns"
 
 	"localcache.dev/localcache/internal/answers"
@@ -324,6 +326,97 @@ func TestFreshWithTheTTLOfStale(t *testing.T) {
 			}
 			if hits(t) != before+1 {
 				t.Error("a stale answer was learnt")
+			}
+		})
+	}
+}
+
+// replying is called before each reply of a block with the directive hold, when cache has chosen the answer and nobody
+// has learnt it; nil: nothing is. staleTold counts what cache tells it of stale ones.
+var (
+	replying  atomic.Pointer[func()]
+	staleTold atomic.Int64
+)
+
+type holder struct{ next plugin.Handler }
+
+// Name is one that may stand before cache.
+func (holder) Name() string { return "metadata" }
+
+func (h holder) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+	return h.next.ServeDNS(ctx, holderWriter{w}, r)
+}
+
+// holderWriter implements answers.Told, as diag's does.
+type holderWriter struct{ dns.ResponseWriter }
+
+func (holderWriter) FromMemory(stale bool) {
+	if stale {
+		staleTold.Add(1)
+	}
+}
+
+func (w holderWriter) WriteMsg(m *dns.Msg) error {
+	if f := replying.Load(); f != nil {
+		(*f)()
+	}
+	return w.ResponseWriter.WriteMsg(m)
+}
+
+func setupHold(c *caddy.Controller) error {
+	for c.Next() {
+		dnsserver.GetConfig(c).AddPlugin(func(next plugin.Handler) plugin.Handler { return holder{next} })
+	}
+	return nil
+}
+
+// A stale answer is not learnt where it was refreshed while it was on its way, and has the TTL that the new one has.
+func TestStaleThatWasRefreshed(t *testing.T) {
+	for _, prefetch := range []string{"", "prefetch 10 1m 10%"} {
+		t.Run(prefetch, func(t *testing.T) {
+			w := newTwins(t, `.:0 {
+			bind 127.0.0.1
+			hold
+			cache {
+				success 9984 30 1
+				serve_stale 1h immediate 30s
+				`+prefetch+`
+			}
+			fastpath
+			forward . UPSTREAM
+		}`, 60)
+			before := staleTold.Load()
+			c, q := w.clients[0], question("a.example.", dns.TypeA)
+			address := func() string { return c.exchange(q).Answer[0].(*dns.A).A.String() }
+			first := address()
+			answer := make(chan struct{})
+			refresh := sync.OnceFunc(func() { close(answer) })
+			t.Cleanup(refresh) // before the upstream's own, which waits for its handlers
+			w.upstreams[0].set(func(rw dns.ResponseWriter, r *dns.Msg) {
+				<-answer
+				m := zoneReply(r, 60)
+				m.Answer[0].(*dns.A).A = net.IPv4(10, 9, 9, 9)
+				rw.WriteMsg(m)
+			})
+			w.at(35 * time.Second)
+			if got := address(); got != first {
+				t.Fatalf("%s, which is not stale", got)
+			}
+			refreshed := sync.OnceFunc(func() {
+				refresh()
+				eventually(t, "the end of the refresh", func() bool { return caches.Refreshing() == 0 })
+			})
+			replying.Store(&refreshed)
+			t.Cleanup(func() { replying.Store(nil) })
+			if got := address(); got != first {
+				t.Fatalf("%s, which is not stale", got)
+			}
+			eventually(t, "nothing is in flight", func() bool { return tested.inFlight() == 0 })
+			if got := address(); got != "10.9.9.9" {
+				t.Errorf("%s after the refresh", got)
+			}
+			if n := staleTold.Load() - before; n != 2 {
+				t.Errorf("who stands before us was told of %d stale answers, want 2", n)
 			}
 		})
 	}

@@ -30,8 +30,12 @@ type exchange struct {
 	remote   net.UDPAddr
 	writer   dns.Writer
 
-	block  *block      // whose cache it came to; written by the handlers' goroutine
-	missed atomic.Bool // that cache did not have it
+	// Written by the handlers' goroutine.
+	block *block // whose cache it came to
+	told  told   // what that cache writes to
+	fresh bool   // that is from the cache's memory, and not stale
+
+	missed atomic.Bool // the cache did not have it, or has it fetched anew
 	class  uint32      // of the reply; 0: it is not to be learnt
 	pass   int64       // from when on hits are for the chain again; 0: never
 	uses   int         // how many replays are counted for cache; 0: none

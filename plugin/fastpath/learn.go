@@ -23,7 +23,7 @@ func (x *exchange) classify(m *dns.Msg) {
 	defer x.mu.Unlock()
 	x.class, x.pass, x.uses = 0, 0, 0
 	b, own := x.block, x.own
-	if b == nil || !b.on || own == nil || !own.plain || x.missed.Load() || !replayable(own.query.Type(), own.query.Class()) || m.Truncated ||
+	if b == nil || !b.on || own == nil || !own.plain || !x.fresh || x.missed.Load() || !replayable(own.query.Type(), own.query.Class()) || m.Truncated ||
 		m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
 		return
 	}
@@ -45,7 +45,7 @@ func (x *exchange) classify(m *dns.Msg) {
 	}
 	ttl, ok := commonTTL(m)
 	denial := isDenial(m)
-	if !ok || !x.lasts(b, m, denial, ttl) {
+	if !ok || !x.lasts(b, denial, ttl) {
 		return
 	}
 	qname := m.Question[0].Name

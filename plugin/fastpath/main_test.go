@@ -75,7 +75,7 @@ func TestMain(m *testing.M) {
 	log.SetOutput(&logged)
 	d := slices.Clone(dnsserver.Directives)
 	d = slices.Insert(d, slices.Index(d, "cache")+1, directive)
-	d = slices.Insert(d, slices.Index(d, "cache"), "arrivals", "decorate")
+	d = slices.Insert(d, slices.Index(d, "cache"), "arrivals", "decorate", "hold")
 	if err := dnsserver.SetDirectives(d); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -90,6 +90,7 @@ func TestMain(m *testing.M) {
 	tested.Register()
 	plugin.Register("arrivals", setupArrivals)
 	plugin.Register("decorate", setupDecorate)
+	plugin.Register("hold", setupHold)
 	if err := tested.RegisterMetrics(prometheus.DefaultRegisterer); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -16,7 +16,7 @@ type cached interface {
 }
 
 // observed stands in the place of a block's cache, which it is but for one thing: it tells the exchange that its
-// query came to this cache.
+// query came to this cache, and has the cache tell it what it gives from its memory.
 type observed struct {
 	cached
 	block *block
@@ -28,9 +28,29 @@ type observed struct {
 func (o *observed) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	if x := exchangeOf(ctx); x != nil && r == &x.req {
 		x.block = o.block
+		x.told = told{w, x}
+		w = &x.told
 	}
 	return o.cached.ServeDNS(ctx, w, r)
 }
+
+// told is the writer that a cache is given. It implements answers.Told. Nothing but the cache can say which answers are
+// stale: their TTL may be that of a fresh one, and what is found for their question is another answer if a refresh
+// ends meanwhile.
+type told struct {
+	dns.ResponseWriter
+	x *exchange
+}
+
+// FromMemory implements answers.Told.
+func (t *told) FromMemory(stale bool) {
+	t.x.fresh = !stale
+	if others, ok := t.ResponseWriter.(answers.Told); ok {
+		others.FromMemory(stale)
+	}
+}
+
+var _ answers.Told = (*told)(nil)
 
 // behind stands directly behind a block's cache: a query that comes here was no hit. A prefetch comes here
 // too, later and in a goroutine of its own, with the context of the hit that began it.
