@@ -222,6 +222,45 @@ func TestRefreshPanics(t *testing.T) {
 	}
 }
 
+// The time for which an answer was stale is one without uses: as in CoreDNS, the one that replaces it counts on from there
+// only if the next use comes soon enough after the old one's TTL had ended.
+func TestStaleTimeIsAGap(t *testing.T) {
+	for stale, want := range map[time.Duration]int{2 * time.Second: 3, 20 * time.Minute: 2} {
+		for name, p := range map[string]*Plugin{"CoreDNS": nil, "ours": New(Options{})} {
+			t.Run(fmt.Sprint(name, " after ", stale), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					asked := atomic.Int32{}
+					h := stanza(t, p, "cache {\n serve_stale 1h immediate\n prefetch 5 1m 10%\n}", plugin.HandlerFunc(func(_ context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+						asked.Add(1)
+						m := new(dns.Msg).SetReply(r)
+						m.Answer = []dns.RR{address("a.example.", 1, 60)}
+						return 0, w.WriteMsg(m)
+					}))
+					use := func() {
+						_, _ = h.ServeDNS(context.Background(), &client{}, new(dns.Msg).SetQuestion("a.example.", dns.TypeA))
+						synctest.Wait() // for a refresh
+					}
+					use()
+					for range 6 {
+						time.Sleep(5 * time.Second)
+						use()
+					}
+					time.Sleep(30*time.Second + stale)
+					use() // refreshes it
+					if n := asked.Load(); n != 2 {
+						t.Fatalf("asked %d times, want 2: the answer is not stale", n)
+					}
+					time.Sleep(55 * time.Second)
+					use() // in the last tenth of the new one's TTL
+					if n := int(asked.Load()); n != want {
+						t.Errorf("asked %d times, want %d", n, want)
+					}
+				})
+			})
+		}
+	}
+}
+
 // A failure without an answer is kept under what was asked, whatever a handler made of the question.
 func TestFailureOfARewrittenQuestion(t *testing.T) {
 	asked := 0

@@ -167,11 +167,11 @@ func (c *client) WriteMsg(m *dns.Msg) error {
 	return nil
 }
 
-// stanza has CoreDNS's cache, or ours, built by its own setup, in front of o.
-func stanza(t *testing.T, p *Plugin, text string, o *origin) plugin.Handler {
+// stanza has CoreDNS's cache, or ours, built by its own setup, in front of next.
+func stanza(t *testing.T, p *Plugin, text string, next plugin.Handler) plugin.Handler {
 	t.Helper()
 	if p != nil {
-		return newCacheOf(t, p, text, o)
+		return newCacheOf(t, p, text, next)
 	}
 	c := caddy.NewTestController("dns", text)
 	c.ServerBlockKeys = []string{"."}
@@ -183,7 +183,7 @@ func stanza(t *testing.T, p *Plugin, text string, o *origin) plugin.Handler {
 		t.Fatal(err)
 	}
 	plugins := dnsserver.GetConfig(c).Plugin
-	return plugins[len(plugins)-1](o)
+	return plugins[len(plugins)-1](next)
 }
 
 // stanzas are what the two are told. A disabled kind is not refreshed here: CoreDNS keeps it then, which we do not. Nor

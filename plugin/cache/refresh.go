@@ -17,8 +17,11 @@ import (
 // refresh fetches e anew, in the background. One that is stale stays if nothing better comes.
 func (c *Cache) refresh(ctx context.Context, e *entry, r *dns.Msg, q *answers.Question, now time.Time, counted *series) {
 	stale, recheck := e.Left(now) <= 0, time.Duration(0)
+	used := now
 	if stale {
 		recheck = c.config.Stale.Recheck
+		// As in CoreDNS: uses of a stale answer do not count, and the last one before them is taken to be when its TTL ended.
+		used = now.Add(time.Duration(e.Left(now)) * time.Second)
 	}
 	if !e.beginRefresh(now, recheck) {
 		return
@@ -39,7 +42,7 @@ func (c *Cache) refresh(ctx context.Context, e *entry, r *dns.Msg, q *answers.Qu
 			_, _ = c.ask(k.ctx, k, req)
 		}
 		if refreshed {
-			c.carryOver(e, &k.question, now)
+			c.carryOver(e, &k.question, used)
 		}
 		e.endRefresh(c.now(), recheck, refreshed)
 	}()
@@ -58,12 +61,12 @@ func (c *Cache) ask(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) (rc
 	return plugin.NextOrFailure(c.Name(), c.Next, ctx, w, req)
 }
 
-// carryOver has the new entry count on from the old one's uses.
-func (c *Cache) carryOver(old *entry, q *answers.Question, now time.Time) {
+// carryOver has the new entry count on from the old one's uses, the last of which was at used.
+func (c *Cache) carryOver(old *entry, q *answers.Question, used time.Time) {
 	key := c.key(q)
 	for _, store := range [...]int{negatives, positives} {
 		if e := c.entry(store, key, q); e != nil {
-			e.SetUses(old.Uses(), now)
+			e.SetUses(old.Uses(), used)
 			return
 		}
 	}
