@@ -338,17 +338,51 @@ func TestSharesOfClients(t *testing.T) {
 	}
 }
 
+// served is the socket of r's first server, which serves.
+func served(t *testing.T, r *running) *socket {
+	t.Helper()
+	tested.mu.Lock()
+	defer tested.mu.Unlock()
+	for k := range tested.sockets {
+		if k.LocalAddr().String() == r.addr(0) {
+			return k
+		}
+	}
+	t.Fatal("it is not adopted")
+	return nil
+}
+
+// A process that is stopped, and goes on, between two lines of miekg/dns reads with a deadline that is over, and is to go
+// on reading.
+func TestLateDeadline(t *testing.T) {
+	u := newUpstream(t)
+	r := run(t, plain, u)
+	c := dial(t, r.addr(0))
+	c.untilHit("a.example.", dns.TypeA)
+	k := served(t, r)
+	for _, deadline := range []time.Time{time.Now(), time.Now().Add(-time.Millisecond), epoch, {}} {
+		if err := k.SetReadDeadline(deadline); err != nil {
+			t.Error(err)
+		}
+		if k.stopping.Load() {
+			t.Fatalf("a deadline of %v is taken for the server's stop", deadline)
+		}
+		c.ask("a.example.", dns.TypeA)
+	}
+	if err := r.Stop(); err != nil {
+		t.Error(err)
+	}
+	if !k.stopping.Load() {
+		t.Error("the server's stop is not seen")
+	}
+}
+
 func TestReadErrorsEnd(t *testing.T) {
 	u := newUpstream(t)
 	r := run(t, plain, u)
 	c := dial(t, r.addr(0))
 	c.untilHit("a.example.", dns.TypeA)
-	tested.mu.Lock()
-	var k *socket
-	for s := range tested.sockets {
-		k = s
-	}
-	tested.mu.Unlock()
+	k := served(t, r)
 	if err := k.Close(); err != nil { // without a stop of the server
 		t.Error(err)
 	}

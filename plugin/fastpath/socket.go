@@ -260,9 +260,10 @@ func (k *socket) WriteTo(b []byte, a net.Addr) (int, error) {
 func (k *socket) LocalAddr() net.Addr { return k.udp.LocalAddr() }
 
 // SetReadDeadline implements net.PacketConn. miekg/dns sets one before each read, which ReadFrom needs not, and
-// one in the past to end the reading.
+// one in 1970 to end the reading. The former may be over when it comes here, where the process did not run for a while
+// (SIGSTOP, a freezer); but none is from before the process began.
 func (k *socket) SetReadDeadline(t time.Time) error {
-	if t.IsZero() || time.Until(t) > 0 {
+	if t.IsZero() || !t.Before(epoch) {
 		return nil
 	}
 	k.stop()
