@@ -26,6 +26,9 @@ func TestUnexportedFields(t *testing.T) {
 	if _, err := sitesOf(&dnsserver.Server{}); err != nil {
 		t.Error(err)
 	}
+	if _, err := stockOf(&dnsserver.Server{}); err != nil {
+		t.Error(err)
+	}
 	if shufflesAtRandom(loadbalance.LoadBalance{}) {
 		t.Error("a loadbalance without a policy")
 	}

@@ -66,7 +66,7 @@ func (x *exchange) passNowAndThen(b *block, a *answers.Answer, ttl uint32) bool 
 // no more than cache would have counted: the replays follow each other, and the query them, with no gap, and
 // all of them came after the item did.
 func (x *exchange) credit() {
-	if !x.own.plain {
+	if x.own.form != plainForm {
 		return
 	}
 	u := x.socket.store.TakeUses(&x.own.query, x.received)

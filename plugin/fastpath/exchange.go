@@ -43,11 +43,20 @@ type exchange struct {
 
 // scratch is what a worker has for the query that it works on, which is most of what a query needs.
 type scratch struct {
-	plain   bool       // else query is not to be used, and nothing learnt
-	query   wire.Query // of a plain query
+	form    form
+	query   wire.Query // of a plain query; else it is not to be used, and nothing learnt
 	size    int
 	payload [querySize]byte
 }
+
+// form is what a query looks like, and by that whose it is to unpack.
+type form int
+
+const (
+	plainForm   form = iota // ours (internal/wire)
+	optionsForm             // the library's: it is plain but for its OPT record
+	unusualForm             // the library's server's
+)
 
 // end takes away what belongs to the worker. Whoever writes a reply after it has returned from the chain can still do so.
 func (x *exchange) end() {
@@ -59,6 +68,10 @@ func (x *exchange) end() {
 // serve has the chain answer the query, as dnsserver and miekg/dns do.
 func (x *exchange) serve() {
 	k := x.socket
+	if x.own.form == unusualForm {
+		x.serveUnusual()
+		return
+	}
 	if k.decorate == nil {
 		defer x.end()
 	} else { // it may write when it likes
@@ -72,7 +85,7 @@ func (x *exchange) serve() {
 	if k.decorate != nil {
 		x.writer = k.decorate(x.writer)
 	}
-	if x.own.plain && x.unpack(&x.own.query) {
+	if x.own.form == plainForm && x.unpack(&x.own.query) {
 		// as most are
 	} else if err := x.req.Unpack(x.own.payload[:x.own.size]); err != nil {
 		x.req.SetRcodeFormatError(&x.req)

@@ -113,7 +113,12 @@ func (in *instance) adopt(s *dnsserver.Server) dns.DecorateWriter {
 		in.leave(s, why{reason: "no_socket", text: err.Error(), warn: true})
 		return previous
 	}
-	sock, err := newSocket(in, s, udp, in.sharedBy(sites), previous)
+	stock, err := stockOf(s)
+	if err != nil {
+		in.leave(s, why{reason: "unknown_server", text: err.Error(), warn: true})
+		return previous
+	}
+	sock, err := newSocket(in, s, stock, udp, in.sharedBy(sites), previous)
 	if err != nil {
 		in.leave(s, why{reason: "socket_options", text: err.Error(), warn: true})
 		return previous

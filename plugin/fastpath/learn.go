@@ -23,7 +23,7 @@ func (x *exchange) classify(m *dns.Msg) {
 	defer x.mu.Unlock()
 	x.class, x.pass, x.uses = 0, 0, 0
 	b, own := x.block, x.own
-	if b == nil || !b.on || own == nil || !own.plain || !x.fresh || x.missed.Load() || !replayable(own.query.Type(), own.query.Class()) || m.Truncated ||
+	if b == nil || !b.on || own == nil || own.form != plainForm || !x.fresh || x.missed.Load() || !replayable(own.query.Type(), own.query.Class()) || m.Truncated ||
 		m.Rcode != dns.RcodeSuccess && m.Rcode != dns.RcodeNameError {
 		return
 	}

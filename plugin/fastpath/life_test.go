@@ -138,21 +138,33 @@ func TestStopAnswersWhatWasRead(t *testing.T) {
 	<-stopped
 }
 
-// What was read together with the query that the server took last is not lost when it takes no more.
+// What is unusual is answered as always when the server takes no more.
 func TestLeftovers(t *testing.T) {
 	u := newUpstream(t)
-	r := run(t, plain, u)
+	corefile := strings.Replace(plain, "errors", "updates", 1)
+	r := run(t, corefile, u)
 	c := dial(t, r.addr(0))
+	serving := func() { c.ask("serving.example.", dns.TypeA) } // a server that does not serve yet cannot be stopped
+	serving()
 	for round := range 10 {
 		const n = 20
 		for i := range n {
-			c.send(pack(t, odd(fmt.Sprintf("o%d.r%d.example.", i, round))))
+			name := fmt.Sprintf("o%d.r%d.example.", i, round)
+			if i%2 == 0 {
+				c.send(pack(t, odd(name)))
+			} else {
+				c.send(pack(t, new(dns.Msg).SetUpdate(name)))
+			}
 		}
 		// The instance stops with some of them read and others in the queue, and the next one has the queue.
-		r.reload(plain, u)
+		r.reload(corefile, u)
 		for range n {
-			c.receive()
+			m := new(dns.Msg)
+			if err := m.Unpack(c.receive()); err != nil || m.Rcode != dns.RcodeSuccess {
+				t.Fatalf("%v %v", err, m)
+			}
 		}
+		serving()
 	}
 }
 
@@ -299,6 +311,58 @@ func TestFloodOfMisses(t *testing.T) {
 	}
 	free()
 	eventually(t, "nothing is in flight", func() bool { return sum(t, "coredns_fastpath_in_flight", nil) == 0 })
+}
+
+// A client that floods with queries of whatever form has its share in flight and no more, and what is dropped is counted.
+func TestFloodOfEachForm(t *testing.T) {
+	for name, query := range map[string]func(name string) *dns.Msg{
+		"plain":   func(name string) *dns.Msg { return question(name, dns.TypeA) },
+		"options": nsid,
+		"unusual": odd,
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := newUpstream(t)
+			release := make(chan struct{})
+			free := sync.OnceFunc(func() { close(release) })
+			t.Cleanup(free) // before the upstream's own, which waits for its handlers
+			var mu sync.Mutex
+			names := map[string]bool{} // forward may ask again
+			u.set(func(w dns.ResponseWriter, q *dns.Msg) {
+				mu.Lock()
+				names[q.Question[0].Name] = true
+				mu.Unlock()
+				<-release
+				zone(w, q)
+			})
+			r := run(t, ".:0 {\n bind 127.0.0.1\n errors\n cache\n fastpath\n forward . UPSTREAM {\n max_fails 0\n }\n}", u)
+			c := dial(t, r.addr(0))
+			refused := func() float64 {
+				return sum(t, "coredns_fastpath_refused_total", map[string]string{"reason": "client_share"})
+			}
+			before := refused()
+			const n = 2 * testInFlight
+			for i := range n {
+				c.send(pack(t, query(fmt.Sprintf("n%d.example.", i))))
+			}
+			admitted := func() int {
+				mu.Lock()
+				defer mu.Unlock()
+				return len(names)
+			}
+			eventually(t, "each is in flight or refused", func() bool { return admitted()+int(refused()-before) >= n })
+			if got := admitted(); got != testInFlight/2 {
+				t.Errorf("%d are in flight, want %d", got, testInFlight/2)
+			}
+			if got := sum(t, "coredns_fastpath_in_flight", nil); got != testInFlight/2 {
+				t.Errorf("%v are counted in flight, want %d", got, testInFlight/2)
+			}
+			free()
+			for range testInFlight / 2 {
+				c.receive()
+			}
+			eventually(t, "nothing is in flight", func() bool { return sum(t, "coredns_fastpath_in_flight", nil) == 0 })
+		})
+	}
 }
 
 func TestSharesOfClients(t *testing.T) {

@@ -75,7 +75,7 @@ func TestMain(m *testing.M) {
 	log.SetOutput(&logged)
 	d := slices.Clone(dnsserver.Directives)
 	d = slices.Insert(d, slices.Index(d, "cache")+1, directive)
-	d = slices.Insert(d, slices.Index(d, "cache"), "arrivals", "decorate", "hold")
+	d = slices.Insert(d, slices.Index(d, "cache"), "arrivals", "decorate", "hold", "updates")
 	if err := dnsserver.SetDirectives(d); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -91,6 +91,7 @@ func TestMain(m *testing.M) {
 	plugin.Register("arrivals", setupArrivals)
 	plugin.Register("decorate", setupDecorate)
 	plugin.Register("hold", setupHold)
+	plugin.Register("updates", setupUpdates)
 	if err := tested.RegisterMetrics(prometheus.DefaultRegisterer); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)

@@ -51,7 +51,7 @@ func newMetrics(p *Plugin) *metrics {
 		bytes:        desc("bytes", "Memory that they take, in octets, about."),
 		learnt:       desc("learnt_total", "Answers stored."),
 		evicted:      desc("evictions_total", "Answers that made room for others before their time."),
-		inFlight:     desc("in_flight", "Queries that are being answered by the chain, without those of other transports and unusual ones."),
+		inFlight:     desc("in_flight", "Queries that are being answered by the chain, without those of other transports."),
 	}
 	for r := admitted + 1; r < numRefusals; r++ {
 		m.refused[r] = m.refusedVec.WithLabelValues(refusalNames[r])

@@ -5,7 +5,7 @@
 // CoreDNS spends most of a hit's time around the cache: on a goroutine a packet, on parsing, on packing.
 // This package adopts the UDP socket of CoreDNS's own server, reads it in batches (internal/udpbatch) and
 // answers a plain query from a copy of what the chain said to the very same query before
-// (internal/replay). Everything else goes on to CoreDNS. The cache stays the authority:
+// (internal/replay). Everything else goes on to the chain. The cache stays the authority:
 //
 //   - Only replies that `cache` gave from its memory are copied. A handler of ours around it says so
 //     (observed.go), so that what stands behind cache cannot matter.
@@ -19,9 +19,9 @@
 //
 // dnsserver calls Config.UDPDecorateWriterFunc when a server begins to serve a socket. The hook looks that
 // socket up, and has the server serve ours in its place, which is a net.PacketConn (socket.go). Its ReadFrom
-// answers hits; gives other plain queries, and those with EDNS options, to workers of its own, whose stacks are
-// warm (worker.go); and returns only what is unusual, which miekg/dns then admits, refuses or verifies as always.
-// Where the socket is not found, CoreDNS serves it as ever (adopt.go).
+// answers hits, gives all else to workers of its own, whose stacks are warm and whose number is bounded (worker.go),
+// and returns at the end only. What is unusual, as queries with a signature, is admitted, refused or verified there by the
+// code of CoreDNS's server (unusual.go). Where the socket is not found, CoreDNS serves it as ever (adopt.go).
 package fastpath
 
 import (

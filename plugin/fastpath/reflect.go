@@ -9,6 +9,7 @@ import (
 
 	"github.com/coredns/caddy"
 	"github.com/coredns/coredns/core/dnsserver"
+	"github.com/miekg/dns"
 )
 
 // What is read here has no exported way to it. Each read names the field and the type that it expects, and
@@ -59,6 +60,15 @@ func socketOf(in *caddy.Instance, s *dnsserver.Server) (*net.UDPConn, error) {
 		return udp, nil
 	}
 	return nil, errNoSocket
+}
+
+// stockOf is where s keeps what it serves its UDP socket with. It is there before the socket is read, and stays.
+func stockOf(s *dnsserver.Server) (**dns.Server, error) {
+	servers, err := field[[2]*dns.Server](s, "server") // of TCP and UDP
+	if err != nil {
+		return nil, err
+	}
+	return &servers[1], nil
 }
 
 // sitesOf returns all that s serves: the blocks of the Corefile by their zones.

@@ -1,10 +1,8 @@
 package fastpath
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"runtime"
@@ -36,13 +34,14 @@ const (
 	lastBatches = 2 * readBuffer / 768 / batchSize
 )
 
-// socket is a UDP socket of CoreDNS as its server sees it: a net.PacketConn that gives it only what is unusual,
-// because the rest is answered here.
+// socket is a UDP socket of CoreDNS as its server sees it: a net.PacketConn that gives it nothing to read, because all is
+// answered here. Replies to what is unusual are written to it.
 type socket struct {
 	plugin   *Plugin
 	instance *instance
 	server   *dnsserver.Server
-	address  string // the server's, for labels
+	stock    **dns.Server // what server serves us with, when it does
+	address  string       // the server's, for labels
 	udp      *net.UDPConn
 	cookie   uint64
 	store    *replay.Store
@@ -56,7 +55,6 @@ type socket struct {
 	slab  []byte     // answers of the batch
 	query wire.Query // the one that is looked at
 	count counter
-	odd   []int           // datagrams of the batch that go to CoreDNS
 	full  int             // batches in a row
 	told  []observe.Query // hits of the batch, for the recorder
 
@@ -69,10 +67,10 @@ type socket struct {
 	closeErr error
 }
 
-func newSocket(in *instance, s *dnsserver.Server, udp *net.UDPConn, sh *shared, decorate dns.DecorateWriter) (*socket, error) {
+func newSocket(in *instance, s *dnsserver.Server, stock **dns.Server, udp *net.UDPConn, sh *shared, decorate dns.DecorateWriter) (*socket, error) {
 	p := in.plugin
 	k := &socket{
-		plugin: p, instance: in, server: s, address: s.Address(), udp: udp,
+		plugin: p, instance: in, server: s, stock: stock, address: s.Address(), udp: udp,
 		store: sh.store, decorate: decorate, queries: p.options.Queries,
 		slab:  make([]byte, 0, batchSize*wire.MaxAnswer/4),
 		count: newCounter(p.metrics, sh.classes, s.Address()),
@@ -108,8 +106,8 @@ var epoch = time.Now()
 // clock is nanoseconds since the process began, of the clock that cache uses too and that nobody sets.
 func clock(t time.Time) int64 { return int64(t.Sub(epoch)) }
 
-// ReadFrom implements net.PacketConn. It returns when there is a query that is CoreDNS's to answer.
-func (k *socket) ReadFrom(b []byte) (int, net.Addr, error) {
+// ReadFrom implements net.PacketConn. It reads and answers queries, and returns at the end.
+func (k *socket) ReadFrom([]byte) (int, net.Addr, error) {
 	k.reading.Lock()
 	defer k.reading.Unlock()
 	for {
@@ -117,12 +115,6 @@ func (k *socket) ReadFrom(b []byte) (int, net.Addr, error) {
 			k.finish()
 			return 0, nil, net.ErrClosed
 		}
-		if len(k.odd) > 0 {
-			i := k.odd[0]
-			k.odd = k.odd[1:]
-			return copy(b, k.in.Payload(i)), remoteAddr(k.in.Peer(i)), nil
-		}
-		k.odd = nil
 		err := k.in.Serve(k.batch)
 		switch {
 		case err == nil, errors.Is(err, os.ErrDeadlineExceeded):
@@ -136,7 +128,7 @@ func (k *socket) ReadFrom(b []byte) (int, net.Addr, error) {
 	}
 }
 
-// batch answers what it can of the n datagrams that were read and hands on what it cannot. It reports whether
+// batch answers what it can of the n datagrams that were read and gives workers what it cannot. It reports whether
 // reading may go on.
 func (k *socket) batch(n int) bool {
 	arrived := k.plugin.now()
@@ -147,21 +139,20 @@ func (k *socket) batch(n int) bool {
 		if len(payload) < headerSize {
 			continue // as miekg/dns does
 		}
-		if k.in.Truncated(i) || !k.query.Parse(payload) {
-			if !k.in.Truncated(i) && wire.HasOptions(payload) {
-				missed = true
-				k.dispatch(i, payload, false, now, arrived)
-			} else {
-				k.odd = append(k.odd, i)
+		f := unusualForm
+		switch {
+		case k.in.Truncated(i):
+		case k.query.Parse(payload):
+			if e := k.store.Get(&k.query, now); e != nil && k.mayReplay(e, payload) {
+				k.answer(i, e, now, arrived)
+				continue
 			}
-			continue
-		}
-		if e := k.store.Get(&k.query, now); e != nil && k.mayReplay(e, payload) {
-			k.answer(i, e, now, arrived)
-			continue
+			f = plainForm
+		case wire.HasOptions(payload):
+			f = optionsForm
 		}
 		missed = true
-		k.dispatch(i, payload, true, now, arrived)
+		k.dispatch(i, payload, f, now, arrived)
 	}
 	if len(k.count.hits) > 0 {
 		k.flush(arrived)
@@ -177,7 +168,7 @@ func (k *socket) batch(n int) bool {
 		k.full = 0
 		runtime.Gosched()
 	}
-	return len(k.odd) == 0 && !k.stopping.Load()
+	return !k.stopping.Load()
 }
 
 const headerSize = 12
@@ -226,7 +217,7 @@ func (k *socket) flush(arrived time.Time) {
 // dispatch gives a miss to a worker, or drops it. A client that gets no answer asks again, in seconds; one
 // that gets REFUSED gives the name up or asks the next server at once, and a flood of refusals costs as
 // much as one of hits.
-func (k *socket) dispatch(i int, payload []byte, plain bool, now int64, arrived time.Time) {
+func (k *socket) dispatch(i int, payload []byte, f form, now int64, arrived time.Time) {
 	peer := k.in.Peer(i)
 	client := peer.AddrPort()
 	k.flying.Add(1)
@@ -236,8 +227,8 @@ func (k *socket) dispatch(i int, payload []byte, plain bool, now int64, arrived 
 		k.refused(refused, client, payload, peer, arrived)
 		return
 	}
-	w.plain, w.size = plain, copy(w.payload[:], payload)
-	if plain {
+	w.form, w.size = f, copy(w.payload[:], payload)
+	if f == plainForm {
 		w.query = k.query
 	}
 	w.work <- &exchange{socket: k, peer: *peer, received: now, arrival: arrival(peer, arrived), own: &w.scratch}
@@ -300,26 +291,20 @@ func (k *socket) Close() error {
 	return k.closeErr
 }
 
-// finish answers what was read from the socket, or lies in its queue, and waits for the misses. The server does
-// not read any more once it is being stopped, so that what is unusual goes to a server of its own.
-// At a reload the next instance reads from the same queue meanwhile.
+// finish answers what lies in the socket's queue, and waits for the misses. At a reload the next instance reads from
+// the same queue meanwhile.
 func (k *socket) finish() {
 	k.finished.Do(func() {
-		var left leftovers
-		left.socket = k
-		left.take()
 		for range lastBatches {
 			n, err := k.in.Poll()
 			if n == 0 || err != nil {
 				break
 			}
 			k.batch(n)
-			left.take()
 		}
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			left.serve()
 			k.flying.Wait()
 		}()
 		select {
@@ -328,55 +313,6 @@ func (k *socket) finish() {
 		}
 	})
 }
-
-// leftovers are unusual queries that were read when the server was told to stop.
-type leftovers struct {
-	*socket
-	payloads [][]byte
-	peers    []*net.UDPAddr
-}
-
-// take copies those of the last batch.
-func (l *leftovers) take() {
-	for _, i := range l.odd {
-		l.payloads = append(l.payloads, append([]byte(nil), l.in.Payload(i)...))
-		l.peers = append(l.peers, remoteAddr(l.in.Peer(i)))
-	}
-	l.odd = nil
-}
-
-// serve serves them as the server would have, and returns when all are answered.
-func (l *leftovers) serve() {
-	if len(l.payloads) == 0 {
-		return
-	}
-	s := &dns.Server{
-		PacketConn: l, Net: "udp", TsigSecret: l.server.TsigSecret, DecorateWriter: l.decorate,
-		Handler: dns.HandlerFunc(func(w dns.ResponseWriter, r *dns.Msg) {
-			ctx := context.WithValue(context.Background(), dnsserver.Key{}, l.server)
-			l.server.ServeDNS(context.WithValue(ctx, dnsserver.LoopKey{}, 0), w, r)
-		}),
-	}
-	if err := s.ActivateAndServe(); !errors.Is(err, io.EOF) {
-		l.plugin.log.Errorf("%s: the last queries: %v", l.address, err)
-	}
-}
-
-// ReadFrom implements net.PacketConn.
-func (l *leftovers) ReadFrom(b []byte) (int, net.Addr, error) {
-	if len(l.payloads) == 0 {
-		return 0, nil, io.EOF
-	}
-	n, from := copy(b, l.payloads[0]), l.peers[0]
-	l.payloads, l.peers = l.payloads[1:], l.peers[1:]
-	return n, from, nil
-}
-
-// SetReadDeadline implements net.PacketConn.
-func (*leftovers) SetReadDeadline(time.Time) error { return nil }
-
-// Close implements net.PacketConn. The socket is still in use.
-func (*leftovers) Close() error { return nil }
 
 // remoteAddr is the address that a query came from as plugins know it: a *net.UDPAddr and nothing else, for some
 // look at the type. What a reply needs besides lies behind the octets of its IP, within the
