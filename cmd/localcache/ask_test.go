@@ -137,6 +137,12 @@ func sampleServer() (*api.Server, *observe.Queries, *podtable.Directory) {
 		silentOne.Begin()
 		silentOne.End(&observe.Exchange{Start: start, Duration: 2 * time.Second, Outcome: observe.Timeout, Attempt: 1, Err: "nothing came within 2s"})
 	}
+	u.WatchConnections(func() []observe.Connection {
+		return []observe.Connection{
+			{Upstream: "10.96.0.10:53", Proto: observe.TCP, Local: netip.MustParseAddrPort("192.0.2.10:40001"), Opened: start, RTT: 150 * time.Microsecond},
+			{Upstream: "10.96.0.10:53", Proto: observe.TCP, Local: netip.MustParseAddrPort("192.0.2.10:40002"), Opened: start, RTT: 420 * time.Microsecond, InFlight: 3},
+		}
+	})
 	ask := func(client, name string, n, rcode int, source observe.Source, took time.Duration) {
 		for i := range n {
 			query := &observe.Query{

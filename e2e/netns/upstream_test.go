@@ -1,7 +1,10 @@
 package netns
 
 import (
+	"encoding/json"
 	"fmt"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,6 +12,7 @@ import (
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
+	"localcache.dev/localcache/internal/api"
 	"localcache.dev/localcache/internal/lab"
 )
 
@@ -46,6 +50,51 @@ func TestUpstreamFailuresAreSeen(t *testing.T) {
 	ask("unseen." + lab.AnyExternalName)
 	if n := d.metric(name, exchanges(external, "udp", "conn_refused")); n <= before {
 		t.Errorf("%v refused exchanges with %s, after %v before", n, external, before)
+	}
+}
+
+// TestConnectionsAreSeen: the running process tells how many connections are open to an upstream, and how far away
+// it is.
+func TestConnectionsAreSeen(t *testing.T) {
+	t.Parallel()
+	l := lab.Start(t, lab.Config{Pods: 1})
+	d := start(t, l, serveOptions{Env: []string{"LOCALCACHE_SOCKET=" + diagSocket(l)}})
+	for _, name := range []string{"seen." + lab.AnyClusterName, "seen." + lab.AnyExternalName} {
+		if _, _, err := l.Pods[0].Ask(t.Context(), lab.UDP, d.server, name, 1); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kubeDNS := l.Service.String() + ":53"
+	out, err := d.tool("top", "upstreams", "-window", "start", "-o", "json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told api.List[api.Upstream]
+	if err := json.Unmarshal([]byte(out), &told); err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(told.Items, func(u api.Upstream) bool { return u.Upstream == kubeDNS && u.Proto == "tcp" })
+	if i < 0 {
+		t.Fatalf("no %s over TCP in %s", kubeDNS, out)
+	}
+	if u := told.Items[i]; u.OpenConnections < 1 || len(u.Connections) != u.OpenConnections || u.Connections[0].RTTSeconds <= 0 {
+		t.Errorf("%s: %d connections, with %+v", kubeDNS, u.OpenConnections, u.Connections)
+	}
+
+	if out, err = d.tool("top", "upstreams", "-o", "wide"); err != nil {
+		t.Fatal(err)
+	}
+	t.Log("\n" + out)
+	lines := strings.Split(out, "\n")
+	columns := strings.Fields(lines[0])
+	at, rtt := slices.Index(columns, "CONNECTIONS"), slices.Index(columns, "RTT")
+	i = slices.IndexFunc(lines, func(s string) bool { return strings.HasPrefix(s, kubeDNS+" ") && strings.Contains(s, " tcp ") })
+	if i < 0 || at < 0 || rtt < 0 {
+		t.Fatalf("no %s over TCP with its connections in\n%s", kubeDNS, out)
+	}
+	// A healthy upstream has no value with a space in it.
+	if row := strings.Fields(lines[i]); len(row) != len(columns) || row[at] == "0" || row[rtt] == "-" {
+		t.Errorf("%q has no connection or no round-trip time", lines[i])
 	}
 }
 

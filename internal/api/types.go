@@ -149,7 +149,8 @@ type Failure struct {
 	Message         string    `json:"message"`
 }
 
-// Connection is an open connection to an upstream; see tcp(7), TCP_INFO.
+// Connection is an open connection to an upstream; see tcp(7), TCP_INFO. A UDP socket is one, too: its round-trip
+// time is that of the latest exchanges, smoothed, and what only TCP has is 0.
 type Connection struct {
 	Local         string    `json:"local"`
 	Opened        time.Time `json:"opened"`

@@ -11,14 +11,14 @@ import (
 const MaxConnections = 32
 
 // Connection is an open connection to an upstream, with what the kernel says about it (TCP_INFO, see
-// tcp(7)). What is not known is 0.
+// tcp(7)), or an open UDP socket. What is not known is 0.
 type Connection struct {
 	Upstream string         `json:"upstream"` // "IP:port"
 	Proto    Proto          `json:"proto"`
 	Local    netip.AddrPort `json:"local"`
 	Opened   time.Time      `json:"opened"`
-	InFlight int            `json:"inFlight"` // exchanges on it
-	RTT      time.Duration  `json:"rttNanoseconds"`
+	InFlight int            `json:"inFlight"`       // exchanges on it
+	RTT      time.Duration  `json:"rttNanoseconds"` // of UDP: of the latest exchanges, smoothed
 	RTTVar   time.Duration  `json:"rttVarNanoseconds"`
 	// Retransmits are segments that were sent again since the connection was opened, Lost those that
 	// are believed to be lost at the moment, Unacked those under way.

@@ -42,8 +42,8 @@ const retireAfter = 10 * time.Second
 
 // Options are what a Plugin needs from the program.
 type Options struct {
-	// Statistics take every exchange, besides the metrics; nil: none. They feed the metrics under
-	// coredns_diag_upstream_ as well.
+	// Statistics take every exchange, besides the metrics, and list the connections that are open; nil:
+	// none. They feed the metrics under coredns_diag_upstream_ as well.
 	Statistics *observe.Upstreams
 	// Limits bound all upstreams together; zero values stand for the engine's defaults.
 	Limits upstream.Limits
@@ -56,6 +56,7 @@ type Plugin struct {
 	metrics      *metrics
 	systemLookup func(context.Context, string) ([]netip.Addr, error)
 	retireAfter  time.Duration
+	unwatch      func() // ends the statistics' list of connections
 
 	mu       sync.Mutex
 	open     map[*forward]generation // groups that are open, and whose they are
@@ -73,15 +74,20 @@ func New(o Options) *Plugin {
 	if o.Statistics != nil {
 		recorder = observe.Tee(m, o.Statistics)
 	}
-	return &Plugin{
+	p := &Plugin{
 		log:          clog.NewWithPlugin(directive),
 		registry:     upstream.NewRegistry(o.Limits, recorder),
 		metrics:      m,
 		systemLookup: systemLookup,
 		retireAfter:  retireAfter,
+		unwatch:      func() {},
 		open:         map[*forward]generation{},
 		retiring:     map[*forward]*time.Timer{},
 	}
+	if o.Statistics != nil {
+		p.unwatch = o.Statistics.WatchConnections(p.registry.Connections)
+	}
+	return p
 }
 
 // Register makes the directive known to CoreDNS, which keeps it in a registry of the process: it may be
@@ -91,6 +97,7 @@ func (p *Plugin) Register() { plugin.Register(directive, p.setup) }
 // Close closes every group that is open, and returns when their connections are. It is to be called
 // when the server has stopped.
 func (p *Plugin) Close() {
+	defer p.unwatch()
 	defer p.registry.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -1,0 +1,108 @@
+package upstream
+
+import (
+	"crypto/tls"
+	"maps"
+	"net"
+	"slices"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/observe"
+)
+
+// Connections lists what is open to the servers at this moment, UDP sockets included: it is for
+// observe.Upstreams.WatchConnections. The Registry is asked and not each pool because it knows which servers
+// stay, change and go as groups are opened and closed.
+func (r *Registry) Connections() []observe.Connection {
+	r.mu.Lock()
+	servers := slices.Collect(maps.Values(r.servers))
+	r.mu.Unlock()
+	var list []observe.Connection
+	for _, s := range servers {
+		for _, p := range s.paths() {
+			switch pool := p.pool.(type) {
+			case *streamPool:
+				list = append(list, pool.connections()...)
+			case *datagramPool:
+				list = append(list, pool.connections()...)
+			}
+		}
+	}
+	return list
+}
+
+// connections lists the connections that are open, with what the kernel knows of each. It is asked after the
+// lock was given back: questions do not wait for it.
+func (p *streamPool) connections() []observe.Connection {
+	p.mu.Lock()
+	list := make([]observe.Connection, 0, len(p.conns))
+	sockets := make([]net.Conn, 0, len(p.conns))
+	for _, c := range p.conns {
+		if c.conn == nil { // being opened
+			continue
+		}
+		sockets = append(sockets, c.conn)
+		list = append(list, observe.Connection{
+			Upstream: p.path.server.name, Proto: p.path.proto, Local: c.local, Opened: c.ready, InFlight: c.busy,
+		})
+	}
+	p.mu.Unlock()
+	for i, s := range sockets {
+		addKernelInfo(&list[i], s)
+	}
+	return list
+}
+
+// addKernelInfo adds TCP_INFO (tcp(7)) to c. Where there is none, since the connection was closed meanwhile or
+// is no TCP socket, c stays as it is.
+func addKernelInfo(c *observe.Connection, conn net.Conn) {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	s, ok := conn.(syscall.Conn)
+	if !ok {
+		return
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return
+	}
+	var info *unix.TCPInfo
+	var failed error
+	err = raw.Control(func(fd uintptr) { info, failed = unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO) })
+	if err != nil || failed != nil {
+		return
+	}
+	c.RTT, c.RTTVar = time.Duration(info.Rtt)*time.Microsecond, time.Duration(info.Rttvar)*time.Microsecond
+	c.Retransmits, c.Lost, c.Unacked = info.Total_retrans, info.Lost, info.Unacked
+	c.Silent = time.Duration(info.Last_data_recv) * time.Millisecond
+}
+
+// connections lists the sockets that are open. The kernel measures no round trip there; the path's estimate
+// stands for it.
+func (d *datagramPool) connections() []observe.Connection {
+	rtt := d.path.rtt.smoothed()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return nil
+	}
+	idle := make(map[*datagramSocket]bool, len(d.idle))
+	for _, s := range d.idle {
+		idle[s] = true
+	}
+	list := make([]observe.Connection, 0, len(d.sockets))
+	for s := range d.sockets {
+		inFlight := 1
+		if idle[s] {
+			inFlight = 0
+		}
+		list = append(list, observe.Connection{
+			Upstream: d.path.server.name, Proto: d.path.proto, Local: s.local, Opened: s.born, InFlight: inFlight, RTT: rtt,
+		})
+	}
+	return list
+}
