@@ -3,6 +3,7 @@ package forward
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,9 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	if !h.config.matchesAll() && !h.config.matches(state.Name()) {
 		return plugin.NextOrFailure(h.Name(), h.next, ctx, w, r)
 	}
+	if t := state.QType(); t == dns.TypeAXFR || t == dns.TypeIXFR {
+		return refuseTransfer(t)
+	}
 	h.used.set()
 	q := upstream.Query{Msg: r, Proto: observe.UDP}
 	if state.Proto() != "udp" {
@@ -55,6 +59,17 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 		return plugin.NextOrFailure(h.Name(), h.next, ctx, w, r)
 	}
 	return dns.RcodeSuccess, w.WriteMsg(answer.Msg)
+}
+
+// refuseTransfer ends a question for a zone. A transfer takes as many messages as it likes (RFC 5936, section 2.2),
+// and on a connection that others share nobody can tell which one is the last: those after the first would be
+// answers that nobody waits for, and close it for all. No other upstream or stanza could do better.
+func refuseTransfer(qtype uint16) (int, error) {
+	return dns.RcodeNotImplemented, &failure{
+		code:  dns.ExtendedErrorCodeNotSupported,
+		text:  "zone transfers are not forwarded",
+		cause: fmt.Errorf("%s: zone transfers are not forwarded", dns.TypeToString[qtype]),
+	}
 }
 
 // fail gives the rcode that CoreDNS documents for each kind of failure.
