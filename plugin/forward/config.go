@@ -148,8 +148,21 @@ func (c *Config) SourceFor(u Upstream) netip.Addr {
 	return c.Source
 }
 
-// TLSFor is the client configuration for u, nil where u does not speak TLS. Without a name from the
-// stanza the certificate has to name the address.
+// serverName is what the certificate of u has to name: without a name from the stanza, the address. It is empty
+// where u does not speak TLS.
+func (c *Config) serverName(u Upstream) string {
+	switch {
+	case u.Transport != TransportTLS:
+		return ""
+	case u.ServerName != "":
+		return u.ServerName
+	case c.TLSServerName != "":
+		return c.TLSServerName
+	}
+	return u.Addr.Addr().WithZone("").String()
+}
+
+// TLSFor is the client configuration for u, nil where u does not speak TLS.
 func (c *Config) TLSFor(u Upstream) *tls.Config {
 	if u.Transport != TransportTLS {
 		return nil
@@ -158,14 +171,7 @@ func (c *Config) TLSFor(u Upstream) *tls.Config {
 	if c.TLS != nil {
 		t = c.TLS.Clone()
 	}
-	switch {
-	case u.ServerName != "":
-		t.ServerName = u.ServerName
-	case c.TLSServerName != "":
-		t.ServerName = c.TLSServerName
-	default:
-		t.ServerName = u.Addr.Addr().WithZone("").String()
-	}
+	t.ServerName = c.serverName(u)
 	// A resumed session saves the handshake's expensive half. More than one ticket is kept because TLS 1.3
 	// tickets are for single use.
 	t.ClientSessionCache = tls.NewLRUClientSessionCache(sessionTickets)

@@ -82,6 +82,7 @@ func (p *Plugin) parseStanza(c *caddy.Controller) (*Config, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, wrong(err)
 	}
+	cfg.Upstreams = cfg.distinct()
 	for _, w := range cfg.Warnings() {
 		p.log.Warningf("%s: %s", cfg.Where, w)
 	}

@@ -231,6 +231,8 @@ func TestTo(t *testing.T) {
 		{empty + " 192.0.2.1", "dns 192.0.2.1:53"},
 		{"192.0.2.1 192.0.2.1:53 tls://192.0.2.1:53", "dns 192.0.2.1:53, tls 192.0.2.1:53"},
 		{"tls://192.0.2.1%a tls://192.0.2.1%A tls://192.0.2.1%b", "tls 192.0.2.1:853 a, tls 192.0.2.1:853 b"},
+		{"tls://192.0.2.1 tls://192.0.2.1%192.0.2.1 tls://[::ffff:192.0.2.1]:853", "tls 192.0.2.1:853"},
+		{"tls://[2001:db8::A%2001:db8::a]:853 tls://2001:db8::a", "tls [2001:db8::a]:853 2001:db8::a"},
 		{empty, "error: no valid upstream addresses found"},
 		{broken, `error: nameserver "dns.example" is not an IP address`},
 		{dir, "error: not an IP address or file"},
@@ -256,6 +258,19 @@ func TestTo(t *testing.T) {
 				t.Errorf("got  %s\nwant %s", s, tt.want)
 			}
 		})
+	}
+}
+
+// TestDuplicates: a stanza that names an upstream twice starts, as in CoreDNS.
+func TestDuplicates(t *testing.T) {
+	for _, to := range []string{
+		"192.0.2.53 192.0.2.53", "dns://192.0.2.53 192.0.2.53:53", "tls://1.1.1.1 tls://1.1.1.1",
+		"tls://1.1.1.1 tls://1.1.1.1%1.1.1.1", "tls://1.1.1.1%a.example tls://1.1.1.1%A.example",
+	} {
+		h := chainOf(t, newTestPlugin(t), "forward . "+to).(*handler)
+		if n := len(h.config.group().Servers); n != 1 {
+			t.Errorf("%q: %d upstreams", to, n)
+		}
 	}
 }
 

@@ -21,26 +21,34 @@ import (
 // query up while it waits, but it should not wait for ever.
 const lookupTimeout = 10 * time.Second
 
-// expand turns the TO arguments into upstreams in their order, each once. Files are read and host names
+// expand turns the TO arguments into upstreams in their order. Files are read and host names
 // looked up now: what they say later counts from the next reload on, as in CoreDNS.
 func (p *Plugin) expand(to []string, resolvers []netip.AddrPort) ([]Upstream, error) {
 	var list []Upstream
-	seen := map[Upstream]bool{}
 	for _, arg := range to {
 		ups, err := p.parseTo(arg, resolvers)
 		if err != nil {
 			return nil, err
 		}
-		for _, u := range ups {
-			key := u
-			key.ServerName = strings.ToLower(u.ServerName)
-			if !seen[key] {
-				seen[key] = true
-				list = append(list, u)
-			}
-		}
+		list = append(list, ups...)
 	}
 	return list, nil
+}
+
+// distinct are the upstreams of c, each once: two are the same if they are asked in the same way, however they were
+// written. Which name a certificate has to show is known when the whole stanza is.
+func (c *Config) distinct() []Upstream {
+	var list []Upstream
+	seen := map[Upstream]bool{}
+	for _, u := range c.Upstreams {
+		key := u
+		key.ServerName = strings.ToLower(c.serverName(u))
+		if !seen[key] {
+			seen[key] = true
+			list = append(list, u)
+		}
+	}
+	return list
 }
 
 // parseTo reads one TO: [SCHEME://]IP[%NAME][:PORT], a file in the format of resolv.conf(5), or a host
