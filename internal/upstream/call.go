@@ -5,6 +5,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/miekg/dns"
+
 	"localcache.dev/localcache/internal/observe"
 )
 
@@ -92,10 +94,18 @@ func (c *call) unheard(now time.Time) bool {
 	return c.path.silentSince(c.start)
 }
 
-// rcode is the low four bits of the reply's RCODE.
+// rcode is the reply's RCODE. Its upper bits are in the OPT record (RFC 6891, section 6.1.3), for which the reply
+// is read where there can be any: the outcome of the few such answers that were read before is OtherRcode. Who
+// left before that gets the low four bits.
 func (c *call) rcode() int {
 	if len(c.reply) < headerLen {
 		return 0
+	}
+	if c.outcome == observe.OtherRcode {
+		m := new(dns.Msg)
+		if m.Unpack(c.reply) == nil {
+			return m.Rcode
+		}
 	}
 	return int(c.reply[3] & 0x0f)
 }

@@ -90,6 +90,54 @@ func TestMetricNames(t *testing.T) {
 	}
 }
 
+// TestExtendedRcodes: an answer is counted under its whole RCODE, of which a message's header has four bits only.
+func TestExtendedRcodes(t *testing.T) {
+	for _, tt := range []struct {
+		rcode int
+		want  string
+		low   string // what its lowest four bits stand for
+	}{
+		{dns.RcodeBadVers, "BADSIG", "NOERROR"}, // the library's word for 16, and so CoreDNS's
+		{dns.RcodeBadCookie, "BADCOOKIE", "YXRRSET"},
+		{dns.RcodeNotZone, "NOTZONE", "NOERROR"},
+	} {
+		s := serve(t, func(w dns.ResponseWriter, r *dns.Msg) {
+			m := new(dns.Msg).SetRcode(r, tt.rcode)
+			if r.IsEdns0() == nil { // asked again after BADVERS
+				m.Rcode = dns.RcodeNameError
+			} else {
+				m.SetEdns0(1232, false)
+			}
+			w.WriteMsg(m)
+		})
+		for _, property := range []string{"", "force_tcp"} {
+			p := newTestPlugin(t)
+			if _, _, err := ask(t, chainOf(t, p, "forward . "+s.addr+" {\n"+property+"\n}"), question("example.org.")); err != nil {
+				t.Fatal(err)
+			}
+			registry := prometheus.NewPedanticRegistry()
+			if err := registry.Register(p.metrics.duration); err != nil {
+				t.Fatal(err)
+			}
+			families, err := registry.Gather()
+			if err != nil || len(families) != 1 {
+				t.Fatalf("%d metrics, %v", len(families), err)
+			}
+			counted := map[string]uint64{}
+			for _, m := range families[0].Metric {
+				for _, l := range m.Label {
+					if l.GetName() == "rcode" {
+						counted[l.GetValue()] = m.Histogram.GetSampleCount()
+					}
+				}
+			}
+			if counted[tt.want] == 0 || counted[tt.low] != 0 {
+				t.Errorf("%s %s: counted as %v", tt.want, property, counted)
+			}
+		}
+	}
+}
+
 // TestStockMetrics takes the names out of CoreDNS's source, so that ours follow it from release to release.
 func TestStockMetrics(t *testing.T) {
 	p := newTestPlugin(t)
