@@ -2,6 +2,7 @@ package upstream
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -371,7 +372,7 @@ func (f *flight) afterFailure(c *call) {
 
 // again reports whether c, whose connection proved stale, is made again, and counts it.
 func (f *flight) again(c *call) bool {
-	if c.err != errBystander && f.repeats < repeatsMost {
+	if !errors.Is(c.err, errBystander) && f.repeats < repeatsMost {
 		f.repeats++
 		return true
 	}
