@@ -95,8 +95,13 @@ func TestFewConnections(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		t.Logf("serial %t: %d connections", serial, f.dials.Load())
-		if n := f.dials.Load(); n > 16 {
+		// On a busy machine it may be silent for long enough to be probed, over connections for nothing else.
+		probes := uint64(0)
+		for _, n := range g.stat(f, observe.TCP).Probes {
+			probes += n
+		}
+		t.Logf("serial %t: %d connections, %d probes", serial, f.dials.Load(), probes)
+		if n := f.dials.Load() - int64(probes); n > 16 {
 			t.Errorf("serial %t: %d connections were opened", serial, n)
 		}
 		if serial && f.dials.Load() < 4 {
