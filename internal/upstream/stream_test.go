@@ -96,6 +96,7 @@ func TestFewConnections(t *testing.T) {
 		}
 		wg.Wait()
 		// On a busy machine it may be silent for long enough to be probed, over connections for nothing else.
+		eventually(t, "the probes have ended", func() bool { return g.stat(f, observe.TCP).InFlight == 0 })
 		probes := uint64(0)
 		for _, n := range g.stat(f, observe.TCP).Probes {
 			probes += n
