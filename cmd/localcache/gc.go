@@ -68,6 +68,16 @@ func busyGrowth(limit int64, machine uint64) uint64 {
 	return min(mostGrowth, machine/shareOfMachine)
 }
 
+// waitingMost is how many questions may wait for upstreams in a process with this memory limit: a sixth of it, at some
+// 4 KiB each, within what is sensible; 0, which stands for the engine's own bound, without a limit.
+func waitingMost(limit int64) int {
+	const each, share, least, most = 4 << 10, 6, 512, 8192
+	if limit == math.MaxInt64 {
+		return 0
+	}
+	return int(min(max(limit/share/each, least), most))
+}
+
 // limitMemory has the collector try to stay under nine tenths of what the control group allows, where GOMEMLIMIT says
 // nothing. It returns the limit in bytes, the lower one of the two: math.MaxInt64 where there is none, or none that
 // can be read.

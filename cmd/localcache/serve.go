@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,6 +25,7 @@ import (
 
 	"localcache.dev/localcache/internal/corefile"
 	"localcache.dev/localcache/internal/observe"
+	"localcache.dev/localcache/internal/upstream"
 	"localcache.dev/localcache/plugin/cache"
 	"localcache.dev/localcache/plugin/diag"
 	"localcache.dev/localcache/plugin/fastpath"
@@ -220,7 +222,8 @@ func (s *server) assemble() error {
 	}
 	s.node.Register()
 	upstreams, queries := observe.NewUpstreams(0), observe.NewQueries(observe.QueriesOptions{})
-	s.ahead = forward.New(forward.Options{Statistics: upstreams})
+	limits := upstream.Limits{Queries: waitingMost(debug.SetMemoryLimit(-1))} // as keepHeap has set it
+	s.ahead = forward.New(forward.Options{Statistics: upstreams, Limits: limits})
 	s.ahead.Register()
 	s.pods = newPodFeed(func(a netip.Addr, before time.Time) { queries.Forget(a, before) }, clog.NewWithPlugin(diagDirective))
 	s.diag = diag.New(diag.Options{
