@@ -34,8 +34,8 @@ const (
 	flowsTurn = time.Second
 )
 
-// forgetOld deletes the entries whenever they have become old: flowsRest after rules were put in place, as
-// they are by the first Commit, a reload or a repair. It is not done at any other time, so that the table is read
+// forgetOld deletes the entries whenever they have become old: flowsRest after rules were put in place the last time,
+// as they are by the first Commit, a reload or a repair. It is not done at any other time, so that the table is read
 // a few times in the life of a process.
 func (k *Keeper) forgetOld(ctx context.Context) {
 	said := ""
@@ -45,10 +45,8 @@ func (k *Keeper) forgetOld(ctx context.Context) {
 			return
 		case <-k.wakeFlows:
 		}
-		select {
-		case <-ctx.Done():
+		if !k.rest(ctx) {
 			return
-		case <-time.After(k.flowsRest):
 		}
 		n, more, err := k.forgetOldOnce(ctx)
 		if ctx.Err() != nil {
@@ -68,6 +66,22 @@ func (k *Keeper) forgetOld(ctx context.Context) {
 			k.cfg.Log.Warningf("flows that the fallback had carried are not forgotten, so that a later fallback may lead the same clients to the same servers, even when those are gone: %s", text)
 		}
 		said = text
+	}
+}
+
+// rest waits until nothing was put in place for flowsRest. It is false when ctx has ended.
+func (k *Keeper) rest(ctx context.Context) bool {
+	timer := time.NewTimer(k.flowsRest)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-k.wakeFlows:
+			timer.Reset(k.flowsRest)
+		case <-timer.C:
+			return true
+		}
 	}
 }
 
@@ -99,6 +113,10 @@ func (k *Keeper) forgetOldOnce(ctx context.Context) (n int, more bool, err error
 	if err != nil || !slices.Equal(ours, again) || !k.keeps() {
 		return 0, false, err
 	}
+	// Nor must another program's damage have had the fallback take them up: it is found out at a check, and mended there.
+	if !k.undamaged(ctx) {
+		return 0, true, nil
+	}
 	deleteCtx, cancel := context.WithTimeout(ctx, flowsTurn)
 	defer cancel()
 	n, err = k.flows.forget(deleteCtx, flows)
@@ -106,6 +124,21 @@ func (k *Keeper) forgetOldOnce(ctx context.Context) (n int, more bool, err error
 		return n, true, nil
 	}
 	return n, err == nil && len(flows) >= maxFlows, err
+}
+
+// undamaged reports whether the rules are in place at this moment and were not put back just now. What cannot be read
+// is a check's to report.
+func (k *Keeper) undamaged(ctx context.Context) bool {
+	k.mu.Lock()
+	w, draining := k.committed, k.draining
+	k.mu.Unlock()
+	if w == nil || w.fw == nil || len(k.wakeFlows) > 0 {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, passTimeout)
+	defer cancel()
+	diffs, err := w.fw.Check(ctx, w.rules(draining))
+	return err == nil && len(diffs) == 0
 }
 
 // untracked lists the services whose packets are not tracked because this process answers: rules that ask for a

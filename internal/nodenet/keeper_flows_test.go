@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -66,6 +67,15 @@ func flowsProcess(t *testing.T, n *namespace) (*process, *memoryFlows, Spec) {
 	m := &memoryFlows{}
 	p.k.flows, p.k.flowsRest = m.table(), 20*time.Millisecond
 	return p, m, keeperSpec()
+}
+
+// forgetOld does at once what the keeper does after a rest.
+func (p *process) forgetOld(ctx context.Context) (n int, more bool, err error) {
+	select {
+	case <-p.k.wakeFlows:
+	default:
+	}
+	return p.k.forgetOldOnce(ctx)
 }
 
 func servicesAt(port uint16, protos []Proto, addrs ...netip.Addr) (s []service) {
@@ -158,7 +168,7 @@ func TestKeeperForgetsOwnFlowsOnly(t *testing.T) {
 			must(t, p.k.Prepare(ctx, spec))
 			c.open(t, n)
 			must(t, p.k.Commit(ctx))
-			got, _, err := p.k.forgetOldOnce(ctx)
+			got, _, err := p.forgetOld(ctx)
 			must(t, err)
 			if got != len(c.want) {
 				t.Errorf("%d entries forgotten, want %d", got, len(c.want))
@@ -201,7 +211,7 @@ func TestKeeperForgetsNothingInUse(t *testing.T) {
 					change(p, n, local)
 					must(t, p.k.checkRules(ctx)) // learns of other processes
 				}
-				got, _, err := p.k.forgetOldOnce(ctx)
+				got, _, err := p.forgetOld(ctx)
 				must(t, err)
 				want := 0
 				if name == "a socket closed" && !late {
@@ -213,6 +223,54 @@ func TestKeeperForgetsNothingInUse(t *testing.T) {
 			})
 		}
 	}
+}
+
+// Another program has just damaged the rules, which no check has found yet: the fallback may have taken up what is in
+// the table. After the repair it is tried again.
+func TestKeeperForgetsNothingWhileDamaged(t *testing.T) {
+	n := newNamespace(t)
+	p, m, spec := flowsProcess(t, n)
+	ctx := context.Background()
+	must(t, p.k.Prepare(ctx, spec))
+	openSockets(t, n, both...)
+	must(t, p.k.Commit(ctx))
+	fw := p.k.committed.fw.(memoryFirewall)
+	fw.m.set(func() { clear(fw.m.rules) })
+	if got, more, err := p.forgetOld(ctx); got != 0 || m.forgotten() != 0 || !more || err != nil {
+		t.Errorf("%d forgotten, %d deleted, more %v, %v", got, m.forgotten(), more, err)
+	}
+	must(t, p.k.checkRules(ctx))
+	if got, more, err := p.k.forgetOldOnce(ctx); got != 0 || m.forgotten() != 0 || !more || err != nil {
+		t.Errorf("right after the repair: %d forgotten, %d deleted, more %v, %v", got, m.forgotten(), more, err)
+	}
+	if got, more, err := p.forgetOld(ctx); got != 4 || m.forgotten() != 4 || more || err != nil {
+		t.Errorf("later: %d forgotten, %d deleted, more %v, %v", got, m.forgotten(), more, err)
+	}
+}
+
+// Each repair begins the rest anew.
+func TestFlowsRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &Keeper{wakeFlows: make(chan struct{}, 1), flowsRest: flowsRest}
+		go func() {
+			for range 3 {
+				time.Sleep(flowsRest - time.Second)
+				nudge(k.wakeFlows)
+			}
+		}()
+		began := time.Now()
+		if !k.rest(t.Context()) {
+			t.Error("it has ended")
+		}
+		if took, want := time.Since(began), 3*(flowsRest-time.Second)+flowsRest; took != want {
+			t.Errorf("it took %v, want %v", took, want)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if k.rest(ctx) {
+			t.Error("it does not end")
+		}
+	})
 }
 
 // A kernel without the means is told of once and counted each time, and takes nothing else away.
