@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"localcache.dev/localcache/internal/freeport"
 	"localcache.dev/localcache/internal/kube"
 )
 
@@ -38,7 +39,7 @@ func startAPIServer(t *testing.T) *apiServer {
 	if bin == "" {
 		t.Skipf("%s does not name the multicall Kubernetes binary: the real kube-apiserver is not tried", envKubeBin)
 	}
-	a := &apiServer{t: t, dir: t.TempDir(), port: freePort(t)}
+	a := &apiServer{t: t, dir: t.TempDir(), port: freeport.Text(t)}
 	a.admin = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}} // the test's own
 	t.Cleanup(a.admin.CloseIdleConnections)
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -67,7 +68,7 @@ func startAPIServer(t *testing.T) *apiServer {
 			}
 		})
 	}
-	etcd, peer := "http://127.0.0.1:"+freePort(t), "http://127.0.0.1:"+freePort(t)
+	etcd, peer := "http://127.0.0.1:"+freeport.Text(t), "http://127.0.0.1:"+freeport.Text(t)
 	run("etcd", "--data-dir="+filepath.Join(a.dir, "etcd"), "--listen-client-urls="+etcd, "--advertise-client-urls="+etcd,
 		"--listen-peer-urls="+peer, "--initial-advertise-peer-urls="+peer, "--initial-cluster=default="+peer, "--unsafe-no-fsync", "--log-level=error")
 	run("kube-apiserver", "--etcd-servers="+etcd, "--cert-dir="+filepath.Join(a.dir, "certs"), "--bind-address=127.0.0.1",
@@ -161,7 +162,7 @@ func TestAccessAPIServer(t *testing.T) {
 	before := whole().cluster
 	whole().cluster = func() (kube.Config, error) { return config, nil }
 	t.Cleanup(func() { whole().cluster = before })
-	port := freePort(t)
+	port := freeport.Text(t)
 	serve(t, "diag {\nlisten 127.0.0.1:"+port+"\naccess kubernetes\n}\ntestanswer")
 	client := &http.Client{Timeout: 20 * time.Second}
 	ask := func(path, token string) (int, string) {

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"localcache.dev/localcache/internal/freeport"
 	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/kube/kubetest"
 )
@@ -75,7 +76,7 @@ func TestAccessKubernetes(t *testing.T) {
 	rules := &authorities{roles: map[string]string{reader: "aggregates", admin: "aggregates names"}, missing: true}
 	api.SetFault(rules.serve)
 	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	port := freePort(t)
+	port := freeport.Text(t)
 	inst, dns := serveOnly(t, "diag {\nlisten 127.0.0.1:"+port+"\naccess kubernetes\n}\ntestanswer")
 	url := "http://127.0.0.1:" + port
 

@@ -30,6 +30,7 @@ import (
 	"github.com/miekg/dns"
 
 	"localcache.dev/localcache/internal/api"
+	"localcache.dev/localcache/internal/freeport"
 	"localcache.dev/localcache/internal/observe"
 	"localcache.dev/localcache/plugin/cache"
 )
@@ -146,17 +147,6 @@ func (answerer) lookUp(ctx context.Context, w dns.ResponseWriter, r, m *dns.Msg)
 }
 
 // freePort is a port that nobody has, for UDP and TCP.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
-}
-
 func input(port, block string) caddy.Input {
 	return caddy.CaddyfileInput{Filepath: "Corefile", ServerTypeName: "dns", Contents: []byte(fmt.Sprintf(".:%s {\nbind 127.0.0.1\n%s\n}\n", port, block))}
 }
@@ -165,7 +155,7 @@ func input(port, block string) caddy.Input {
 func serve(t *testing.T, block string) (inst *caddy.Instance, port string) {
 	t.Helper()
 	whole()
-	port = freePort(t)
+	port = freeport.Text(t)
 	inst, err := caddy.Start(input(port, block))
 	if err != nil {
 		t.Fatal(err)
@@ -513,7 +503,7 @@ func body(t *testing.T, client *http.Client, url, token string) (int, string) {
 // TestReload: history and listeners go on; what the new Corefile does not have ends; a reload that fails changes nothing.
 func TestReload(t *testing.T) {
 	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	first, second := freePort(t), freePort(t)
+	first, second := freeport.Text(t), freeport.Text(t)
 	inst, port := serveOnly(t, "diag {\nlisten 127.0.0.1:"+first+"\naccess open\nslow 50ms\n}\ncache\ntestanswer")
 	before := total()
 	ask(t, "udp", port, "up.example.org.")
@@ -580,7 +570,7 @@ func recorded(t *testing.T, want bool) bool {
 func serveOnly(t *testing.T, block string) (*caddy.Instance, string) {
 	t.Helper()
 	whole()
-	port := freePort(t)
+	port := freeport.Text(t)
 	inst, err := caddy.Start(input(port, block))
 	if err != nil {
 		t.Fatal(err)
@@ -591,7 +581,7 @@ func serveOnly(t *testing.T, block string) (*caddy.Instance, string) {
 // TestAccess: a listener with a token lets nobody else in, and takes the next token when its file changes.
 func TestAccess(t *testing.T) {
 	client := &http.Client{Timeout: 5 * time.Second}
-	file, port := filepath.Join(t.TempDir(), "token"), freePort(t)
+	file, port := filepath.Join(t.TempDir(), "token"), freeport.Text(t)
 	write := func(token string) {
 		if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
 			t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"github.com/coredns/caddy"
 
 	"localcache.dev/localcache/internal/api"
+	"localcache.dev/localcache/internal/freeport"
 	"localcache.dev/localcache/internal/kube"
 )
 
@@ -100,7 +101,7 @@ func TestValidate(t *testing.T) {
 		"diag {\nmetrics pods\npods off\n}":       "Corefile:4: metrics pods needs to know which pods there are, and 'pods off' at Corefile:5",
 		"diag {\nredact clients\nmetrics pods\n}": "Corefile:5: metrics pods shows the names of pods, and 'redact clients' at Corefile:4",
 	} {
-		inst, err := caddy.Start(input(freePort(t), block+"\ntestanswer"))
+		inst, err := caddy.Start(input(freeport.Text(t), block+"\ntestanswer"))
 		if err == nil {
 			stop(t, inst)
 		}
@@ -109,10 +110,10 @@ func TestValidate(t *testing.T) {
 		}
 	}
 	two := func(first, second string) caddy.Input {
-		one := string(input(freePort(t), first+"\ntestanswer").Body())
-		return caddy.CaddyfileInput{Filepath: "Corefile", ServerTypeName: "dns", Contents: []byte(one + string(input(freePort(t), second+"\ntestanswer").Body()))}
+		one := string(input(freeport.Text(t), first+"\ntestanswer").Body())
+		return caddy.CaddyfileInput{Filepath: "Corefile", ServerTypeName: "dns", Contents: []byte(one + string(input(freeport.Text(t), second+"\ntestanswer").Body()))}
 	}
-	inst, err := caddy.Start(two("diag {\nlisten 127.0.0.1:"+freePort(t)+"\n}", "diag {\naccess open\n}"))
+	inst, err := caddy.Start(two("diag {\nlisten 127.0.0.1:"+freeport.Text(t)+"\n}", "diag {\naccess open\n}"))
 	if err != nil {
 		t.Fatal(err)
 	}

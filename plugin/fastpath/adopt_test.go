@@ -11,6 +11,8 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin/loadbalance"
 	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/freeport"
 )
 
 // The unexported fields of others that are read are there and have the types that are expected. If this fails
@@ -47,7 +49,7 @@ func TestSocketNotFound(t *testing.T) {
 	tested.warned.Store(false)
 	u := newUpstream(t)
 	from := len(logged.String())
-	port := freePort(t)
+	port := freeport.Port(t)
 	r := run(t, fmt.Sprintf(".:%d {\n bind 127.0.0.1 127.0.0.2\n cache\n fastpath\n forward . UPSTREAM\n}", port), u)
 	for i := range 2 {
 		c := dial(t, r.addr(i))
@@ -96,7 +98,7 @@ func TestDecoratorOfAnother(t *testing.T) {
 		"not our server": {with + "x.:%[1]d {\n bind 127.0.0.2\n decorate\n forward . UPSTREAM\n}", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			port := freePort(t)
+			port := freeport.Port(t)
 			server := fmt.Sprintf("dns://127.0.0.1:%d", port)
 			corefile := fmt.Sprintf(c.corefile, port)
 			from := len(logged.String())
@@ -183,7 +185,7 @@ func nsid(name string) *dns.Msg {
 
 func TestMultisocket(t *testing.T) {
 	u := newUpstream(t)
-	port := freePort(t)
+	port := freeport.Port(t)
 	r := run(t, fmt.Sprintf(".:%d {\n bind 127.0.0.1\n multisocket 2\n cache\n fastpath\n forward . UPSTREAM\n}", port), u)
 	// The start does not wait until its servers serve.
 	eventually(t, "both sockets are adopted", func() bool {

@@ -4,24 +4,17 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"net"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/miekg/dns"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"localcache.dev/localcache/internal/freeport"
 )
 
 // freePort is a port of 127.0.0.1 that is free for UDP and TCP, so that two servers differ in their label.
-func freePort(t testing.TB) int {
-	t.Helper()
-	pc, ln := listenBoth(t)
-	defer pc.Close()
-	defer ln.Close()
-	return pc.LocalAddr().(*net.UDPAddr).Port
-}
-
 // samples are all of coredns_dns_* and coredns_cache_* of one server, but for the sums and buckets of durations.
 func samples(t testing.TB, server string) map[string]float64 {
 	t.Helper()
@@ -86,7 +79,7 @@ func TestCountedAsTheChainWould(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := newUpstream(t)
-			ports := [2]int{freePort(t), freePort(t)}
+			ports := [2]int{freeport.Port(t), freeport.Port(t)}
 			var clients [2]*client
 			for i, word := range []string{"fastpath", ""} {
 				var corefile strings.Builder

@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/miekg/dns"
+
+	"localcache.dev/localcache/internal/freeport"
 )
 
 // testServer is an upstream on a loopback port, over UDP and TCP.
@@ -83,10 +85,7 @@ func listenBoth(t *testing.T, addr string) (net.Listener, net.PacketConn) {
 // deadAddr is an address where nobody listens.
 func deadAddr(t *testing.T) string {
 	t.Helper()
-	l, pc := listenBoth(t, "127.0.0.1:0")
-	defer l.Close()
-	defer pc.Close()
-	return l.Addr().String()
+	return "127.0.0.1:" + freeport.Text(t)
 }
 
 func mustRR(t *testing.T, s string) dns.RR {
