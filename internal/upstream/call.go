@@ -102,12 +102,20 @@ func (c *call) rcode() int {
 		return 0
 	}
 	if c.outcome == observe.OtherRcode {
-		m := new(dns.Msg)
-		if m.Unpack(c.reply) == nil {
-			return m.Rcode
-		}
+		return extendedRcode(c.reply)
 	}
 	return int(c.reply[3] & 0x0f)
+}
+
+// extendedRcode is apart because its message would be on the stack of every query, which has to grow for it.
+//
+//go:noinline
+func extendedRcode(reply []byte) int {
+	m := new(dns.Msg)
+	if m.Unpack(reply) == nil {
+		return m.Rcode
+	}
+	return int(reply[3] & 0x0f)
 }
 
 // report tells the statistics of the ended call. It is done once, by whom the call's end was left to.

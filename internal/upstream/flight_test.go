@@ -386,7 +386,7 @@ func TestAbandonReportsAll(t *testing.T) {
 func TestPanicEndsTheFlight(t *testing.T) {
 	f := startFake(t, false, func(*dns.Msg, observe.Proto, int) fault { return fault{delay: 50 * time.Millisecond} })
 	r := NewRegistry(Limits{}, panicking{})
-	g, err := r.Open(GroupConfig{Servers: []ServerConfig{{Addr: f.addr, Health: NewHealth()}}})
+	g, err := r.Open(GroupConfig{Budget: 500 * time.Millisecond, Servers: []ServerConfig{{Addr: f.addr, Health: NewHealth()}}})
 	if err != nil {
 		t.Fatal(err)
 	}

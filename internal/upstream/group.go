@@ -122,17 +122,8 @@ func (g *Group) enlist(f *flight) *flight {
 
 // lead makes the exchange for everybody who asks the same.
 func (g *Group) lead(ctx context.Context, f *flight, query Query, answer *Answer) error {
-	panicked := true
-	defer func() {
-		if panicked {
-			// CoreDNS recovers from it, and those who follow would wait for ever.
-			f.fail(time.Now(), nil)
-		}
-	}()
 	f.begin(ctx.Done() == nil)
-	ended := f.run(ctx)
-	panicked = false
-	if ended {
+	if f.run(ctx) {
 		err := f.answerFor(query, false, answer)
 		if f.private {
 			g.recycle(f)
@@ -159,15 +150,22 @@ func (g *Group) lead(ctx context.Context, f *flight, query Query, answer *Answer
 // follow waits for the flight that another client leads.
 func (g *Group) follow(ctx context.Context, f *flight, query Query, answer *Answer) error {
 	start := time.Now()
+	// Of a leader that panics, which CoreDNS recovers from, nobody hears any more.
+	patience := time.NewTimer(g.config.Budget + recheck)
+	defer patience.Stop()
+	left := &Error{Cause: CauseTimeout, Report: Report{Shared: true}}
 	select {
 	case <-f.done:
 		return f.answerFor(query, true, answer)
+	case <-patience.C:
 	case <-ctx.Done():
+		left.Cause, left.Err = CauseCanceled, context.Cause(ctx)
 	}
 	g.mu.Lock()
 	f.followers--
 	g.mu.Unlock()
-	return &Error{Cause: CauseCanceled, Err: context.Cause(ctx), Elapsed: time.Since(start), Report: Report{Shared: true}}
+	left.Elapsed = time.Since(start)
+	return left
 }
 
 // forget makes f unknown to those who come later. It runs with g.mu held.
