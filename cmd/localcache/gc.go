@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/KimMachineGun/automemlimit/memlimit"
+
+	"localcache.dev/localcache/internal/upstream"
 )
 
 const (
@@ -71,11 +73,11 @@ func busyGrowth(limit int64, machine uint64) uint64 {
 // waitingMost is how many questions may wait for upstreams in a process with this memory limit: a sixth of it, at some
 // 4 KiB each, within what is sensible; 0, which stands for the engine's own bound, without a limit.
 func waitingMost(limit int64) int {
-	const each, share, least, most = 4 << 10, 6, 512, 8192
+	const each, share, least = 4 << 10, 6, 512
 	if limit == math.MaxInt64 {
 		return 0
 	}
-	return int(min(max(limit/share/each, least), most))
+	return int(min(max(limit/share/each, least), upstream.DefaultQueries))
 }
 
 // limitMemory has the collector try to stay under nine tenths of what the control group allows, where GOMEMLIMIT says

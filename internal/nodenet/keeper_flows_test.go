@@ -69,6 +69,16 @@ func flowsProcess(t *testing.T, n *namespace) (*process, *memoryFlows, Spec) {
 	return p, m, keeperSpec()
 }
 
+// serve opens sockets at the addresses in the midst of a start, as a server does.
+func (p *process) serve(n *namespace, spec Spec, addrs ...netip.Addr) []*server {
+	p.t.Helper()
+	ctx := context.Background()
+	must(p.t, p.k.Prepare(ctx, spec))
+	all := openSockets(p.t, n, addrs...)
+	must(p.t, p.k.Commit(ctx))
+	return all
+}
+
 // forgetOld does at once what the keeper does after a rest.
 func (p *process) forgetOld(ctx context.Context) (n int, more bool, err error) {
 	select {
@@ -101,9 +111,7 @@ func TestKeeperForgetsFlows(t *testing.T) {
 	n := newNamespace(t)
 	p, m, spec := flowsProcess(t, n)
 	ctx := context.Background()
-	must(t, p.k.Prepare(ctx, spec))
-	openSockets(t, n, both...)
-	must(t, p.k.Commit(ctx))
+	p.serve(n, spec, both...)
 	p.run(n)
 	forgotten := func(times int) {
 		t.Helper()
@@ -202,9 +210,7 @@ func TestKeeperForgetsNothingInUse(t *testing.T) {
 				n := newNamespace(t)
 				p, m, spec := flowsProcess(t, n)
 				ctx := context.Background()
-				must(t, p.k.Prepare(ctx, spec))
-				local := openSockets(t, n, both...)
-				must(t, p.k.Commit(ctx))
+				local := p.serve(n, spec, both...)
 				if late {
 					m.during = func() { change(p, n, local) }
 				} else {
@@ -231,9 +237,7 @@ func TestKeeperForgetsNothingWhileDamaged(t *testing.T) {
 	n := newNamespace(t)
 	p, m, spec := flowsProcess(t, n)
 	ctx := context.Background()
-	must(t, p.k.Prepare(ctx, spec))
-	openSockets(t, n, both...)
-	must(t, p.k.Commit(ctx))
+	p.serve(n, spec, both...)
 	fw := p.k.committed.fw.(memoryFirewall)
 	fw.m.set(func() { clear(fw.m.rules) })
 	if got, more, err := p.forgetOld(ctx); got != 0 || m.forgotten() != 0 || !more || err != nil {
@@ -278,10 +282,7 @@ func TestKeeperCannotForgetFlows(t *testing.T) {
 	n := newNamespace(t)
 	p, m, spec := flowsProcess(t, n)
 	m.err = explainConntrack(unix.EPERM)
-	ctx := context.Background()
-	must(t, p.k.Prepare(ctx, spec))
-	openSockets(t, n, both...)
-	must(t, p.k.Commit(ctx))
+	p.serve(n, spec, both...)
 	p.run(n)
 	counted := func(want uint64) {
 		t.Helper()
@@ -314,10 +315,7 @@ func TestKeeperForgetsManyFlows(t *testing.T) {
 	n := newNamespace(t)
 	p, m, spec := flowsProcess(t, n)
 	m.found = maxFlows
-	ctx := context.Background()
-	must(t, p.k.Prepare(ctx, spec))
-	openSockets(t, n, both[0])
-	must(t, p.k.Commit(ctx))
+	p.serve(n, spec, both[0])
 	p.run(n)
 	eventually(t, "there is a second round", func() bool { return m.rounds() >= 2 })
 	m.set(func() { m.found = 1 })

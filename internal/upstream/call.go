@@ -53,7 +53,7 @@ type call struct {
 	stale bool
 
 	state   atomic.Uint32
-	handled bool             // by the flight
+	handled bool             // by who reads results
 	record  observe.Exchange // set by report
 }
 
@@ -77,21 +77,23 @@ func (c *call) finish(reply []byte, outcome observe.Outcome, err error, now time
 // once, among the results.
 func (c *call) abandon() bool { return c.state.CompareAndSwap(callWaiting, callAbandoned) }
 
-// silent reports whether c has waited for longer than answers on its path usually take, and nothing at all was heard
-// from there meanwhile.
-func (c *call) silent(now time.Time) bool {
-	return now.Sub(c.start) >= c.path.rtt.usual() && c.path.silentSince(c.start)
-}
+// overdue reports whether c has waited for longer than answers on its path usually take.
+func (c *call) overdue(now time.Time) bool { return now.Sub(c.start) >= c.path.rtt.usual() }
 
-// unheard is silent for the connection of c, where it has one: that may lead nowhere while others work.
-func (c *call) unheard(now time.Time) bool {
-	if now.Sub(c.start) < c.path.rtt.usual() {
-		return false
+// abandonAll leaves calls that are under way to their pools, which report them in time, and reports those that have ended and
+// are, or will be at once, among results.
+func abandonAll(calls []*call, results <-chan *call) {
+	for _, c := range calls {
+		if c.handled || c.abandon() {
+			continue
+		}
+		for !c.handled { // the ends of others may come before it
+			if ended := <-results; ended != nil {
+				ended.handled = true
+				ended.report()
+			}
+		}
 	}
-	if p, ok := c.path.pool.(*streamPool); ok {
-		return p.silentTo(c)
-	}
-	return c.path.silentSince(c.start)
 }
 
 // rcode is the reply's RCODE. Its upper bits are in the OPT record (RFC 6891, section 6.1.3), for which the reply

@@ -23,12 +23,7 @@ func (r *Registry) Connections() []observe.Connection {
 	var list []observe.Connection
 	for _, s := range servers {
 		for _, p := range s.paths() {
-			switch pool := p.pool.(type) {
-			case *streamPool:
-				list = append(list, pool.connections()...)
-			case *datagramPool:
-				list = append(list, pool.connections()...)
-			}
+			list = append(list, p.pool.connections()...)
 		}
 	}
 	return list

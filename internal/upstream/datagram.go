@@ -237,6 +237,9 @@ func (d *datagramPool) round(now time.Time) {
 	d.clock.rest(next, now)
 }
 
+// silentTo is about the path: a socket carries one call at a time.
+func (d *datagramPool) silentTo(c *call) bool { return d.path.silentSince(c.start) }
+
 func (d *datagramPool) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()

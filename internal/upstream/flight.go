@@ -193,7 +193,7 @@ func (f *flight) look(now time.Time) {
 		return
 	}
 	for _, c := range f.calls {
-		if !c.handled && c.silent(now) {
+		if !c.handled && c.overdue(now) && c.path.silentSince(c.start) {
 			c.path.suspect(now)
 		}
 	}
@@ -212,7 +212,7 @@ func (f *flight) look(now time.Time) {
 		// answers others, or always took that long, is only slow, and would get twice the load when it
 		// can bear that least.
 		leaving := p != last && standing(last.standing.Load()) != healthy
-		may = leaving || givenUp && (latest.unheard(now) || f.group.retries.spend())
+		may = leaving || givenUp && (latest.overdue(now) && last.pool.silentTo(latest) || f.group.retries.spend())
 	}
 	if may || (!f.looked || givenUp) && f.group.hedges.spend() {
 		f.attempts++
@@ -423,7 +423,7 @@ func (f *flight) fail(now time.Time, err *Error) {
 // end publishes the result. Whoever follows finds it complete.
 func (f *flight) end(c *call, err *Error) {
 	f.answer, f.err = c, err
-	f.abandon()
+	abandonAll(f.calls, f.results)
 	g := f.group
 	g.mu.Lock()
 	g.forget(f)
@@ -433,20 +433,4 @@ func (f *flight) end(c *call, err *Error) {
 		close(done)
 	}
 	f.private = done == nil && c != nil && len(f.calls) == 1 && c == &f.first
-}
-
-// abandon leaves attempts that are under way to their pools, which report them in time.
-func (f *flight) abandon() {
-	for _, c := range f.calls {
-		if c.handled || c.abandon() {
-			continue
-		}
-		for !c.handled { // the ends of others may come before it
-			if ended := <-f.results; ended != nil {
-				f.pending--
-				ended.handled = true
-				ended.report()
-			}
-		}
-	}
 }

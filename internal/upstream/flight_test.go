@@ -376,7 +376,7 @@ func TestAbandonReportsAll(t *testing.T) {
 	for _, c := range slices.Backward(flight.calls) {
 		c.finish(nil, observe.Reset, errHungUp, time.Now())
 	}
-	flight.abandon()
+	abandonAll(flight.calls, flight.results)
 	if n := g.stat(f, observe.TCP).Outcomes[observe.Reset]; n != 2 {
 		t.Errorf("%d of 2 were reported", n)
 	}

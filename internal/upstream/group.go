@@ -142,7 +142,7 @@ func (g *Group) lead(ctx context.Context, f *flight, query Query, answer *Answer
 	} else {
 		g.forget(f)
 		g.mu.Unlock()
-		f.abandon()
+		abandonAll(f.calls, f.results)
 	}
 	return &Error{Cause: CauseCanceled, Err: context.Cause(ctx), Elapsed: time.Since(start)}
 }

@@ -53,13 +53,7 @@ func (p *path) probeUntilHealthy() {
 	interval := p.server.config.Health.Interval
 	results := make(chan *call, probesMost)
 	var waiting []*call
-	defer func() {
-		for _, c := range waiting {
-			if !c.abandon() {
-				(<-results).report()
-			}
-		}
-	}()
+	defer func() { abandonAll(waiting, results) }()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

@@ -28,6 +28,10 @@ type pool interface {
 	close()
 	// load is how many sockets are open and how many calls wait.
 	load() (sockets, waiting int)
+	// connections lists the sockets that are open.
+	connections() []observe.Connection
+	// silentTo reports whether nothing was heard since c began where its answer would come from.
+	silentTo(c *call) bool
 }
 
 // path is one server over one transport, with its own sockets, estimate and health: UDP may be blocked

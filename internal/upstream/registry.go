@@ -11,10 +11,13 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
+// DefaultQueries is Limits.Queries where nothing else is said.
+const DefaultQueries = 8192
+
 // Limits bounds what all groups of a Registry use together, and each server of it.
 type Limits struct {
 	// Queries is how many questions of clients may wait at once, those that share an exchange
-	// included. One costs about 4 KiB, stack and messages together. 0 stands for 8192.
+	// included. One costs about 4 KiB, stack and messages together. 0 stands for DefaultQueries.
 	Queries int
 	// Sockets is how many UDP sockets one server may have; above it, attempts on it fail. 0 stands
 	// for 1024.
@@ -41,7 +44,7 @@ func NewRegistry(limits Limits, recorder observe.Recorder) *Registry {
 
 // NewRegistryWithDialer is NewRegistry for those who open sockets in a way of their own.
 func NewRegistryWithDialer(limits Limits, recorder observe.Recorder, dial Dialer) *Registry {
-	limits.Queries = cmp.Or(limits.Queries, 8192)
+	limits.Queries = cmp.Or(limits.Queries, DefaultQueries)
 	limits.Sockets = cmp.Or(limits.Sockets, 1024)
 	return &Registry{
 		limits:   limits,

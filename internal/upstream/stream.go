@@ -195,7 +195,7 @@ func (p *streamPool) open(now time.Time) *streamConn {
 	return conn
 }
 
-// silentTo reports whether nothing was read from the connection of c since c began.
+// silentTo is about the connection of c, which may lead nowhere while others work.
 func (p *streamPool) silentTo(c *call) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -293,20 +293,24 @@ func (m *model) hit(now, ttl, gap time.Duration) {
 	m.last = now
 }
 
+// freshLikeStale gives fresh answers the TTL of stale ones. It takes a directive before cache and an option of cache.
+const freshLikeStale = `.:0 {
+	bind 127.0.0.1
+	%s
+	cache {
+		success 9984 30 1
+		serve_stale 1h immediate 30s
+		%s
+	}
+	fastpath
+	forward . UPSTREAM
+}`
+
 // An answer whose TTL is that of stale answers is learnt where it is none.
 func TestFreshWithTheTTLOfStale(t *testing.T) {
 	for _, prefetch := range []string{"", "prefetch 10 1m 10%"} {
 		t.Run(prefetch, func(t *testing.T) {
-			w := newTwins(t, `.:0 {
-			bind 127.0.0.1
-			cache {
-				success 9984 30 1
-				serve_stale 1h immediate 30s
-				`+prefetch+`
-			}
-			fastpath
-			forward . UPSTREAM
-		}`, 60)
+			w := newTwins(t, fmt.Sprintf(freshLikeStale, "", prefetch), 60)
 			q := question("a.example.", dns.TypeA)
 			before := hits(t)
 			for range 2 {
@@ -374,17 +378,7 @@ func setupHold(c *caddy.Controller) error {
 func TestStaleThatWasRefreshed(t *testing.T) {
 	for _, prefetch := range []string{"", "prefetch 10 1m 10%"} {
 		t.Run(prefetch, func(t *testing.T) {
-			w := newTwins(t, `.:0 {
-			bind 127.0.0.1
-			hold
-			cache {
-				success 9984 30 1
-				serve_stale 1h immediate 30s
-				`+prefetch+`
-			}
-			fastpath
-			forward . UPSTREAM
-		}`, 60)
+			w := newTwins(t, fmt.Sprintf(freshLikeStale, "hold", prefetch), 60)
 			before := staleTold.Load()
 			c, q := w.clients[0], question("a.example.", dns.TypeA)
 			address := func() string { return c.exchange(q).Answer[0].(*dns.A).A.String() }
