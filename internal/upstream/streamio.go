@@ -72,8 +72,18 @@ func (c *streamConn) writeOnce(fd uintptr) bool {
 	return true
 }
 
+// notWritten ends c after a failed write. One that the other end has closed is left to the reader, which finds that out when it
+// has read the answers that came before: they count, and without them a connection that worked looks like one that never
+// did. Until then nothing is written; where the reader finds nothing, c is stuck.
 func (c *streamConn) notWritten(err error) {
-	c.fail(outcomeOf(err), fmt.Errorf("%w: %w", errNotWritten, err))
+	outcome := outcomeOf(err)
+	if outcome == observe.Reset {
+		c.pool.mu.Lock()
+		defer c.pool.mu.Unlock()
+		c.retire()
+		return
+	}
+	c.fail(outcome, fmt.Errorf("%w: %w", errNotWritten, err))
 }
 
 // write is the writer: it writes whenever it is woken, with waiting.
