@@ -124,8 +124,9 @@ func TestTemplateAndConfigMap(t *testing.T) {
 	replace(t, base, strings.Replace(templateCorefile, "192.0.2.1", "192.0.2.2", 1))
 	replace(t, configMap+"/upstreamNameservers", fmt.Sprintf(`[%q]`, stub))
 	replace(t, stubDomains, fmt.Sprintf(`{"corp.test": [%q], "other.example.com": [%q]}`, stub, stub))
+	// A poll may come between these changes, and the next has the rest.
 	d.waitAddress(versionName, "192.0.2.2", pollTimeout)
-	d.wantAddress("b.other.example.com.", stubAddress)
+	d.waitAddress("b.other.example.com.", stubAddress, pollTimeout)
 	d.waitAddress("www.example.com.", stubAddress, startTimeout)
 	d.waitLogged(`the configuration is right again`, startTimeout)
 	if got := read(t, conf); !strings.Contains(got, "\nother.example.com:53 {\n") || !strings.Contains(got, fmt.Sprintf("forward . %s {\n        \n", stub)) {
