@@ -153,19 +153,18 @@ func (g *Group) follow(ctx context.Context, f *flight, query Query, answer *Answ
 	// Of a leader that panics, which CoreDNS recovers from, nobody hears any more.
 	patience := time.NewTimer(g.config.Budget + recheck)
 	defer patience.Stop()
-	left := &Error{Cause: CauseTimeout, Report: Report{Shared: true}}
+	cause, err := CauseTimeout, error(nil)
 	select {
 	case <-f.done:
 		return f.answerFor(query, true, answer)
 	case <-patience.C:
 	case <-ctx.Done():
-		left.Cause, left.Err = CauseCanceled, context.Cause(ctx)
+		cause, err = CauseCanceled, context.Cause(ctx)
 	}
 	g.mu.Lock()
 	f.followers--
 	g.mu.Unlock()
-	left.Elapsed = time.Since(start)
-	return left
+	return &Error{Cause: cause, Err: err, Elapsed: time.Since(start), Report: Report{Shared: true}}
 }
 
 // forget makes f unknown to those who come later. It runs with g.mu held.
