@@ -11,7 +11,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 # A static binary needs no C library. VCS stamping gives it its version.
 BUILDFLAGS := -trimpath -buildvcs=auto -ldflags='-s -w'
 
-.PHONY: help build run test lint e2e-uml e2e-deploy e2e-page e2e-coredns e2e-kube fuzz bench bench-peers image clean
+.PHONY: help build run check test lint flaky e2e-uml e2e-deploy e2e-page e2e-coredns e2e-kube fuzz bench bench-peers image clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,32 +24,40 @@ build: ## build bin/localcache, static
 run: build ## run localcache for real in a private lab; ARGS=--once to end by itself
 	@$(BIN) demo $(ARGS)
 
+check: ## the inner loop, within a minute: gofmt, vet, lint, unit tests without race detector and network labs
+	@$(MAKE) --no-print-directory lint
+	$(GO) test -short ./...
+
 # -count=1: some tests build and run the program, which go test's cache of results does not see.
 test: ## run the tests; as root, or as an ordinary user through user namespaces
 	@echo "testing with the race detector (the first build takes some minutes) ..."
-	$(GO) test -race -count=1 -timeout 20m ./...
+	@.ci/gotest ./... -race -count=1 -timeout 20m
 
-lint: ## gofmt, go vet, golangci-lint with the import rules
+lint: ## gofmt, go vet, golangci-lint with the import rules, dead code
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "gofmt -w the files above"; exit 1; }
 	$(GO) vet ./...
-	GOARCH=arm CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/localcache  # of 32 bits
-	@./.ci/golangci-lint run ./...
+	GOARCH=arm CGO_ENABLED=0 $(GO) vet ./cmd/...  # of 32 bits
+	@"$$(.ci/tool golangci-lint)" run ./...
+	@dead=$$("$$(.ci/tool deadcode)" -test ./...) && test -z "$$dead" || { echo "code that nothing reaches:"; echo "$$dead"; exit 1; }
+
+flaky: ## run the tests of .ci/flaky.txt N times (20) under load
+	@.ci/flaky $(or $(N),20)
 
 e2e-uml: ## test in a User-Mode Linux kernel: real dummy device, full conntrack table
 	@e2e/uml/run.sh
 
 e2e-deploy: ## check deploy/ against the Kubernetes types and schemas
-	cd e2e/deploy && $(GO) vet ./... && $(GO) test -count=1 ./...  # its files lie outside the module, unseen by the cache
+	cd e2e/deploy && $(GO) vet ./... && ../../.ci/gotest ./... -count=1  # its files lie outside the module, unseen by the cache
 
 e2e-page: build ## test the page in Chromium (Node.js 20, npm and Debian's chromium)
 	@LOCALCACHE=$(CURDIR)/$(BIN) e2e/page/run.sh
 
 e2e-coredns: ## run CoreDNS's own tests with the fast path in every block
-	cd e2e/coredns && $(GO) vet ./... && $(GO) test -count=1 -suite -v .
+	cd e2e/coredns && $(GO) vet ./... && ../../.ci/gotest . -count=1 -v -args -suite
 
 e2e-kube: ## deploy/ in a real two-node Kubernetes cluster, as root; RUN=TestNftables for the short part
 	@e2e/kube/kubernetes/build.sh >/dev/null
-	cd e2e/kube && $(GO) vet ./... && $(GO) test -count=1 ./image ./probe && $(GO) test -count=1 -timeout 30m -v -kube $(if $(RUN),-run '$(RUN)')
+	cd e2e/kube && $(GO) vet ./... && ../../.ci/gotest './image ./probe' -count=1 && ../../.ci/gotest . -count=1 -timeout 30m -v $(if $(RUN),-run '$(RUN)') -args -kube
 
 fuzz: ## fuzz each parser of bytes from outside for FUZZTIME (10s)
 	@.ci/fuzz $(or $(FUZZTIME),10s)

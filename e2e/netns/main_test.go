@@ -9,6 +9,7 @@
 package netns
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -27,6 +28,10 @@ func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 func testMain(m *testing.M) int {
 	lab.Init()
 	runStage()
+	flag.Parse()
+	if testing.Short() { // every test here needs a lab; without one the program need not be built
+		return lab.Main(m)
+	}
 	if os.Getenv(envBinary) != "" {
 		return lab.Main(m)
 	}

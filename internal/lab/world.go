@@ -2,6 +2,7 @@ package lab
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -78,14 +79,23 @@ func enter(files []*os.File, env ...string) (inside bool, status int, err error)
 //	func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 //
 // Where the kernel refuses a lab the tests run all the same, New returns an error that wraps
-// ErrRefused, and Start skips. LOCALCACHE_LAB_REQUIRED=1 makes that a failure.
+// ErrRefused, and Start skips. LOCALCACHE_LAB_REQUIRED=1 makes that a failure. With -short no lab is made.
 func Main(m interface{ Run() int }) int {
 	Init()
+	flag.Parse()
+	// Asked by name, because package testing does not belong into the programs that link the lab.
+	if short := flag.Lookup("test.short"); short != nil && short.Value.String() == "true" {
+		if err := refuse("-short leaves out network labs"); err != nil {
+			fmt.Fprintf(os.Stderr, "lab: %v\n", err)
+			return 1
+		}
+		return m.Run()
+	}
 	inside, status, err := Enter()
 	switch {
 	case errors.Is(err, ErrRefused) && os.Getenv(envRequired) == "":
 		fmt.Fprintf(os.Stderr, "lab: %v; tests that need it are skipped\n", err)
-		if err := os.Setenv(envRefused, strings.TrimPrefix(err.Error(), ErrRefused.Error()+": ")); err != nil {
+		if err := refuse(strings.TrimPrefix(err.Error(), ErrRefused.Error()+": ")); err != nil {
 			fmt.Fprintf(os.Stderr, "lab: %v\n", err)
 			return 1
 		}
@@ -97,6 +107,11 @@ func Main(m interface{ Run() int }) int {
 		return status
 	}
 	return m.Run()
+}
+
+// refuse makes New return ErrRefused with the reason from now on.
+func refuse(reason string) error {
+	return errors.Join(os.Setenv(envRefused, reason), os.Unsetenv(envRequired))
 }
 
 // insideWorld reports whether this process is the second run of Enter.
