@@ -96,9 +96,13 @@ func (l *lab) testOperations(ctx context.Context, t *testing.T) {
 	}
 }
 
-// nudge has the DaemonSet controller look at the DaemonSet every few seconds, until stop is called. Of two new pods that
-// become ready soon after each other, the controller of 1.34 (with maxSurge and minReadySeconds) seems to miss that the
-// second has been available for long enough: two rollouts stood still for minutes with both of them ready.
+// nudge makes the DaemonSet controller sync the DaemonSet every 5 s, until stop is called. Without it a rollout can stop
+// for ever with all pods ready. The cause is in Kubernetes 1.34, pkg/controller/daemon/daemon_controller.go:
+//   - A pod that becomes ready is looked at again after minReadySeconds plus 1 s (updatePod), by AddAfter of the work
+//     queue. That queue keeps only the earliest time of a key, so that the wake-up of a second pod, or of the same pod
+//     after its readiness changed twice, is dropped.
+//   - updateDaemonSetStatus looks again only while a node's oldest pod is ready and not yet available. During a surge the
+//     oldest pod is the old one, which is available.
 func (l *lab) nudge(ctx context.Context) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan struct{})
