@@ -435,26 +435,28 @@ func cacheOf(t *testing.T, tree Tree, f form) (*apps.DaemonSet, string) {
 	return set.DaemonSet, set.ConfigMaps["localcache"].Data["Corefile"]
 }
 
-// Each folder that the README hands to kubectl can be built.
-func TestReadmeFolders(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
+// TestDocumentedFolders builds each folder that README and the pages about installation give to kubectl.
+func TestDocumentedFolders(t *testing.T) {
 	tree := load(t)
-	found := regexp.MustCompile(`kubectl [a-z]+ -k (deploy[a-z/-]*)`).FindAllSubmatch(readme, -1)
-	if len(found) < 3 {
-		t.Fatalf("only %d commands found in the README: the pattern is out of date", len(found))
-	}
-	for _, m := range found {
-		dir := strings.Trim(strings.TrimPrefix(string(m[1]), "deploy"), "/")
-		if _, err := tree.Build(dir); err != nil {
-			t.Errorf("%s: %v", m[0], err)
+	for name, least := range map[string]int{"README.md": 2, "doc/install.md": 1, "doc/migrate.md": 1} {
+		page, err := os.ReadFile("../../" + name)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	for _, m := range regexp.MustCompile("`(deploy/[a-zA-Z./-]*)`").FindAllSubmatch(readme, -1) {
-		if _, err := os.Stat("../../" + string(m[1])); err != nil {
-			t.Error(err)
+		found := regexp.MustCompile(`kubectl [a-z]+ -k (deploy[a-z/-]*)`).FindAllSubmatch(page, -1)
+		if len(found) < least {
+			t.Errorf("only %d commands found in %s, want at least %d: the pattern is out of date", len(found), name, least)
+		}
+		for _, m := range found {
+			dir := strings.Trim(strings.TrimPrefix(string(m[1]), "deploy"), "/")
+			if _, err := tree.Build(dir); err != nil {
+				t.Errorf("%s: %s: %v", name, m[0], err)
+			}
+		}
+		for _, m := range regexp.MustCompile("`(deploy/[a-zA-Z./-]*)`").FindAllSubmatch(page, -1) {
+			if _, err := os.Stat("../../" + string(m[1])); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
 		}
 	}
 }
