@@ -204,6 +204,35 @@ func TestMakeTargets(t *testing.T) {
 	}
 }
 
+// TestTestNames checks that the tests exist that pages tell the reader to run.
+func TestTestNames(t *testing.T) {
+	var tests strings.Builder
+	err := filepath.WalkDir(root, func(path string, d os.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, "_test.go") {
+			raw, err := os.ReadFile(path)
+			tests.Write(raw)
+			return err
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const coreDNSTests = "doc/design/0006-fast-path.md" // names tests of CoreDNS
+	name := regexp.MustCompile(`\bTest[A-Z]\w*`)
+	for _, p := range pages(t) {
+		blocks, prose := p.split()
+		for _, b := range blocks {
+			prose += b.text
+		}
+		for _, test := range name.FindAllString(prose, -1) {
+			if !strings.Contains(tests.String(), "func "+test) && p.name != coreDNSTests {
+				t.Errorf("%s names %s, which no file has", p.name, test)
+			}
+		}
+	}
+}
+
 // help runs the program's help for a subcommand, or the overview for "".
 var help = func() func(t *testing.T, subcommand string) string {
 	var mu sync.Mutex
@@ -246,7 +275,7 @@ func TestCommands(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^  ([a-z]+)  +\S`).FindAllStringSubmatch(help(t, ""), -1) {
 		subcommands[m[1]] = true
 	}
-	command := regexp.MustCompile(`(?:^\s*|/|kubectl )localcache((?: +[^\s|;)]+)+)`)
+	command := regexp.MustCompile(`(?:^\s*(?:bin/)?|\s/|kubectl )localcache((?: +[^\s|;)]+)+)`)
 	flag := regexp.MustCompile(`^--?([A-Za-z][A-Za-z0-9.-]*)`)
 	every := map[string]bool{}
 	for name := range subcommands {
