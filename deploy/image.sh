@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Builds the container image from bin/localcache ('make build' comes first, as in 'make image').
+# Builds the container image from bin/localcache. Run 'make build' first; 'make build image' does both.
 #
 #   deploy/image.sh [TARGET]     TARGET: localcache (default) or localcache-iptables
 #
 # IMAGE    name and tag of the image (default TARGET:dev)
 # ENGINE   docker, podman or buildah (default: the first that is there and works)
 # ARCHIVE  a file to write the image to as well, for nodes that load it without a registry
-# FILES    a folder to lay the image's files out in; no image is built then
+# FILES    a folder to put the image's files into; then no image is built
 #
-# Status 3: nothing here builds images.
+# Exit status 3 means that no engine was found.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,13 +16,13 @@ target=${1:-localcache}
 case $target in
   localcache) stage=prebuilt ;;
   localcache-iptables) stage=prebuilt-iptables ;;
-  *) echo "image.sh: no target $target; there are localcache and localcache-iptables" >&2; exit 2 ;;
+  *) echo "image.sh: no target $target; use localcache or localcache-iptables" >&2; exit 2 ;;
 esac
 image=${IMAGE:-$target:dev}
 binary=bin/localcache
 
 if [ ! -x "$binary" ]; then
-  echo "image.sh: $binary is not there: run 'make build' first" >&2
+  echo "image.sh: $binary does not exist: run 'make build' first" >&2
   exit 1
 fi
 # The scratch image has no C library and no loader.
@@ -31,8 +31,8 @@ if LC_ALL=C grep -qaE '/lib(32|64|x32)?/(ld-linux|ld-musl)[^/]*\.so' "$binary"; 
   exit 1
 fi
 
-# A client without its engine (docker without a daemon) is worth nothing here, so each is asked for
-# something that needs the engine.
+# A client without its engine (docker without a daemon) cannot build, so each is asked for something that needs the
+# engine.
 works() {
   case $1 in
     docker) docker info ;;
@@ -56,13 +56,13 @@ for e in ${ENGINE:-docker podman buildah}; do
   fi
 done
 if [ -z "$engine" ]; then
-  echo "image.sh: nothing here builds images:" >&2
+  echo "image.sh: no engine here builds images:" >&2
   printf '  %s\n' "${tried[@]}" >&2
   echo "Install or start one of them, or name it: ENGINE=podman make image" >&2
   exit 3
 fi
 
-# CA certificates for tls:// upstreams come from this machine, because the image has no base.
+# The CA certificates, for tls:// upstreams, come from this machine, because the image has no base.
 certs=
 for f in "${SSL_CERT_FILE:-}" /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem; do
   if [ -n "$f" ] && [ -s "$f" ]; then
@@ -93,7 +93,7 @@ revision=$(git rev-parse --verify -q HEAD 2>/dev/null || true)
 args=(--build-arg "VERSION=$version" --build-arg "REVISION=$revision" --target "$stage" -t "$image" .)
 echo "building $image ($version) with $engine ..."
 case $engine in
-  # The classic builder of docker runs every stage of the file, those of the compilation too.
+  # docker's classic builder would run every stage of the file, also those that compile.
   docker) DOCKER_BUILDKIT=1 docker build "${args[@]}" ;;
   podman) podman build --format docker "${args[@]}" ;;
   buildah) buildah build --format docker "${args[@]}" ;;
@@ -101,7 +101,7 @@ esac
 echo "built $image"
 
 if [ -n "${ARCHIVE:-}" ]; then
-  rm -f "$ARCHIVE" # podman and buildah do not write over one
+  rm -f "$ARCHIVE" # podman and buildah do not overwrite it
   case $engine in
     docker) docker save -o "$ARCHIVE" "$image" ;;
     podman) podman save -q --format docker-archive -o "$ARCHIVE" "$image" ;;
