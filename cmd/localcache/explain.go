@@ -11,7 +11,7 @@ import (
 	"github.com/coredns/coredns/plugin/pkg/reuseport"
 	"golang.org/x/sys/unix"
 
-	"localcache.dev/localcache/internal/nodenet"
+	"localcache.dev/localcache/internal/nodenet/process"
 )
 
 // explain adds to a failed start what keeps the port from being opened, if that is why it failed: the
@@ -24,7 +24,7 @@ func (s *server) explain(err error) error {
 		case errors.Is(cause, unix.EACCES):
 			return errors.Join(err, checkMayBind(at.Port()))
 		case errors.Is(cause, unix.EADDRINUSE):
-			holders, _ := nodenet.Holders("/proc", at)
+			holders, _ := process.Holders("/proc", at)
 			for _, h := range holders {
 				err = errors.Join(err, fmt.Errorf("%s: end it, or give localcache another address", h))
 			}

@@ -14,6 +14,7 @@ import (
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
 	"localcache.dev/localcache/internal/nodenet"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 type teardownFlags struct {
@@ -25,7 +26,7 @@ type teardownFlags struct {
 func newTeardownFlags() (*teardownFlags, *flag.FlagSet) {
 	f := &teardownFlags{}
 	fs := flag.NewFlagSet("localcache teardown", flag.ContinueOnError)
-	fs.StringVar(&f.interfaces, "interfacename", strings.Join(nodenet.DefaultOwners(), ","),
+	fs.StringVar(&f.interfaces, "interfacename", strings.Join(rule.DefaultOwners(), ","),
 		"comma-separated `names` of the interfaces to remove, with their rules")
 	fs.BoolVar(&f.force, "force", false, "remove them although a localcache process is alive")
 	fs.DurationVar(&f.timeout, "timeout", 30*time.Second, "give up after this `time`")

@@ -9,8 +9,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/iptables"
+	"localcache.dev/localcache/internal/nodenet/nftables"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 // DetectFirewall returns the front end for a choice, and in a sentence why it is the one. With
@@ -21,14 +24,14 @@ import (
 //
 // Errors: a front end that was chosen and cannot be used, with what is missing; no usable one at all,
 // with the reason of each; no NET_ADMIN; one that wraps ErrLocked, where the rules could not be read.
-func DetectFirewall(ctx context.Context, choice Choice, owner string, log Logger) (fw Firewall, why string, err error) {
+func DetectFirewall(ctx context.Context, choice Choice, owner string, log rule.Logger) (fw rule.Backend, why string, err error) {
 	if choice == ChoiceOff {
 		return offFirewall{}, "notrack off asks for none", nil
 	}
 	if err := checkNetAdmin(); err != nil {
 		return nil, "", fmt.Errorf("notrack %s: %w", choice, err)
 	}
-	d := detection{owner: owner, log: log, found: findIPTables(ctx), wait: lockWait}
+	d := detection{owner: owner, log: log, found: iptables.Find(ctx), wait: iptables.LockWait}
 	switch choice {
 	case ChoiceIPTables:
 		fw, why, err = d.iptables(ctx)
@@ -45,21 +48,21 @@ func DetectFirewall(ctx context.Context, choice Choice, owner string, log Logger
 
 // AllFirewalls returns every front end that can be used here, so that what an owner has in any of them
 // can be removed: at the end, and after a change from one to another.
-func AllFirewalls(ctx context.Context, owner string) []Firewall {
-	var all []Firewall
-	found := findIPTables(ctx)
+func AllFirewalls(ctx context.Context, owner string) []rule.Backend {
+	var all []rule.Backend
+	found := iptables.Find(ctx)
 	for _, t := range found {
-		if fw, err := newIPTables(ctx, t.name, owner, found, lockWait); err == nil {
+		if fw, err := iptables.New(ctx, t.Name, owner, found, iptables.LockWait); err == nil {
 			all = append(all, fw)
 		}
 	}
-	programs, err := openAll(ctx, found, lockWait)
+	programs, err := iptables.OpenAll(ctx, found, iptables.LockWait)
 	if err != nil {
 		programs = nil // a program that cannot even tell its version removes nothing either
 	}
-	fw := newNFTables(owner, programs)
+	fw := nftables.New(owner, programs)
 	// Without permission it belongs to the list, so that its Remove says so.
-	if _, err := fw.read(ctx); err == nil || errors.Is(err, unix.EPERM) {
+	if _, err := fw.Read(ctx); err == nil || errors.Is(err, unix.EPERM) {
 		all = append(all, fw)
 	}
 	return all
@@ -67,8 +70,8 @@ func AllFirewalls(ctx context.Context, owner string) []Firewall {
 
 // unseenLegacyTables lists the tables of iptables-legacy that the kernel has but no program here can read.
 func unseenLegacyTables(ctx context.Context) []string {
-	for _, t := range findIPTables(ctx) {
-		if t.name == nameIPTablesLegacy {
+	for _, t := range iptables.Find(ctx) {
+		if t.Name == rule.IPTablesLegacy {
 			return nil
 		}
 	}
@@ -96,15 +99,15 @@ func checkNetAdmin() error {
 // detection is one run of DetectFirewall.
 type detection struct {
 	owner string
-	log   Logger
-	found []iptablesTools
+	log   rule.Logger
+	found []iptables.Tools
 	wait  time.Duration // for the xtables lock
 }
 
-func (d detection) auto(ctx context.Context) (Firewall, string, error) {
+func (d detection) auto(ctx context.Context) (rule.Backend, string, error) {
 	nft, _, nftErr := d.nftables(ctx)
 	if nftErr == nil {
-		table, err := kubeProxyTable(ctx, d.owner)
+		table, err := nftables.KubeProxyTable(ctx, d.owner)
 		if err != nil {
 			return nil, "", err
 		}
@@ -113,11 +116,11 @@ func (d detection) auto(ctx context.Context) (Firewall, string, error) {
 		}
 	}
 	usable, iptErr := d.look(ctx)
-	if errors.Is(iptErr, ErrLocked) || ctx.Err() != nil {
+	if errors.Is(iptErr, rule.ErrLocked) || ctx.Err() != nil {
 		return nil, "", iptErr
 	}
 	if u, why, ok := choose(usable); ok {
-		fw, err := newIPTables(ctx, u.name, d.owner, d.found, d.wait)
+		fw, err := iptables.New(ctx, u.name, d.owner, d.found, d.wait)
 		return fw, why, err
 	}
 	if nftErr == nil {
@@ -137,10 +140,10 @@ func (d detection) auto(ctx context.Context) (Firewall, string, error) {
 	return fw, why, nil
 }
 
-func (d detection) iptables(ctx context.Context) (Firewall, string, error) {
+func (d detection) iptables(ctx context.Context) (rule.Backend, string, error) {
 	usable, iptErr := d.look(ctx)
 	if u, why, ok := choose(usable); ok {
-		fw, err := newIPTables(ctx, u.name, d.owner, d.found, d.wait)
+		fw, err := iptables.New(ctx, u.name, d.owner, d.found, d.wait)
 		return fw, why, err
 	}
 	fw, why, err := d.first(ctx, usable)
@@ -152,14 +155,14 @@ func (d detection) iptables(ctx context.Context) (Firewall, string, error) {
 
 // first returns the first variant that works, of those that the node uses none of. It has the kernel
 // make the table, as the rules to come would.
-func (d detection) first(ctx context.Context, usable []usage) (Firewall, string, error) {
+func (d detection) first(ctx context.Context, usable []usage) (rule.Backend, string, error) {
 	var errs []error
 	for _, u := range usable {
-		fw, err := newIPTables(ctx, u.name, d.owner, d.found, d.wait)
+		fw, err := iptables.New(ctx, u.name, d.owner, d.found, d.wait)
 		if err == nil {
-			for _, x := range []*xtablesProgram{fw.v4, fw.v6} {
+			for _, x := range []*iptables.Program{fw.V4, fw.V6} {
 				if x != nil {
-					_, err = x.list(ctx, "raw", "PREROUTING")
+					_, err = x.List(ctx, "raw", "PREROUTING")
 					break
 				}
 			}
@@ -172,14 +175,14 @@ func (d detection) first(ctx context.Context, usable []usage) (Firewall, string,
 	return nil, "", errors.Join(errs...)
 }
 
-func (d detection) nftables(ctx context.Context) (Firewall, string, error) {
-	programs, err := openAll(ctx, d.found, d.wait)
+func (d detection) nftables(ctx context.Context) (rule.Backend, string, error) {
+	programs, err := iptables.OpenAll(ctx, d.found, d.wait)
 	if err != nil {
 		d.log.Warningf("rules of node-cache in iptables will not be seen: %v", err)
 		programs = nil
 	}
-	fw := newNFTables(d.owner, programs)
-	switch err := fw.try(ctx); {
+	fw := nftables.New(d.owner, programs)
+	switch err := fw.Try(ctx); {
 	case errors.Is(err, unix.EPERM):
 		return nil, "", fmt.Errorf("the kernel refuses changes to packet rules; is NET_ADMIN given for this network namespace? %w", err)
 	case err != nil:
@@ -203,12 +206,12 @@ func (d detection) look(ctx context.Context) (usable []usage, err error) {
 	var errs []error
 	for _, t := range d.found {
 		u, err := d.lookAt(ctx, t)
-		if errors.Is(err, ErrLocked) || ctx.Err() != nil {
+		if errors.Is(err, rule.ErrLocked) || ctx.Err() != nil {
 			return nil, err // what the node uses is not known; another attempt will tell
 		}
 		if err != nil {
-			d.log.Warningf("%s cannot be used: %v", t.name, err)
-			errs = append(errs, fmt.Errorf("%s: %w", t.name, err))
+			d.log.Warningf("%s cannot be used: %v", t.Name, err)
+			errs = append(errs, fmt.Errorf("%s: %w", t.Name, err))
 			continue
 		}
 		usable = append(usable, u)
@@ -218,21 +221,21 @@ func (d detection) look(ctx context.Context) (usable []usage, err error) {
 
 // lookAt reads the tables of one variant until it sees a chain of Kubernetes. kubelet leaves two of them
 // in mangle for programs that want to know the variant (KUBE-IPTABLES-HINT, kubernetes KEP-3178).
-func (d detection) lookAt(ctx context.Context, t iptablesTools) (usage, error) {
-	u := usage{name: t.name}
+func (d detection) lookAt(ctx context.Context, t iptables.Tools) (usage, error) {
+	u := usage{name: t.Name}
 	// No socket is open before this is known, or given up for now: the wait for the lock is short, and
 	// ErrLocked has the question asked again when they are.
-	programs, err := openAll(ctx, []iptablesTools{t}, min(d.wait, time.Second))
+	programs, err := iptables.OpenAll(ctx, []iptables.Tools{t}, min(d.wait, time.Second))
 	if err != nil {
 		return u, err
 	}
 	for _, x := range programs {
 		for _, table := range []string{"mangle", "nat", "filter", "raw"} {
-			if !x.loaded(table) {
+			if !x.Loaded(table) {
 				continue
 			}
-			lines, err := x.list(ctx, table, "")
-			if err != nil && x.v6 && len(programs) > 1 && !unanswered(err) {
+			lines, err := x.List(ctx, table, "")
+			if err != nil && x.V6 && len(programs) > 1 && !iptables.Unanswered(err) {
 				break // a kernel without IPv6
 			}
 			if err != nil {
@@ -243,7 +246,7 @@ func (d detection) lookAt(ctx context.Context, t iptablesTools) (usage, error) {
 				case l.Command == "-N" && strings.HasPrefix(l.Chain, "KUBE-"):
 					u.chain = l.Chain
 					return u, nil
-				case l.Command == "-A" && !strings.HasPrefix(l.Chain, "LC-") && !strings.HasPrefix(l.option("-j", "-g"), "LC-"):
+				case l.Command == "-A" && !strings.HasPrefix(l.Chain, "LC-") && !strings.HasPrefix(l.Option("-j", "-g"), "LC-"):
 					u.rules++
 				}
 			}
@@ -275,37 +278,14 @@ func choose(usable []usage) (u usage, why string, ok bool) {
 	return u, strings.Join(counts, ", "), u.rules > 0
 }
 
-// kubeProxyTable returns the table of a kube-proxy in its nftables mode, or "".
-func kubeProxyTable(ctx context.Context, owner string) (string, error) {
-	c, err := newNFTables(owner, nil).conn(ctx)
-	if err != nil {
-		return "", err
-	}
-	for _, family := range []struct {
-		id   nftables.TableFamily
-		name string
-	}{{nftables.TableFamilyIPv4, "ip"}, {nftables.TableFamilyIPv6, "ip6"}} {
-		tables, err := c.ListTablesOfFamily(family.id)
-		if err != nil {
-			return "", fmt.Errorf("nftables: list the tables: %w", err)
-		}
-		for _, t := range tables {
-			if t.Name == "kube-proxy" {
-				return family.name + " kube-proxy", nil
-			}
-		}
-	}
-	return "", nil
-}
-
 // offFirewall is the Firewall of notrack off: nothing is wanted of it and it has nothing.
 type offFirewall struct{}
 
-func (offFirewall) Name() string                                             { return string(ChoiceOff) }
-func (offFirewall) SocketMatch(context.Context, []netip.Addr) error          { return nil }
-func (offFirewall) Apply(context.Context, []Rule) error                      { return nil }
-func (offFirewall) Check(context.Context, []Rule) ([]string, error)          { return nil, nil }
-func (offFirewall) Remove(context.Context) ([]string, error)                 { return nil, nil }
-func (offFirewall) Fallback(context.Context, Rule) ([]netip.AddrPort, error) { return nil, nil }
+func (offFirewall) Name() string                                                  { return string(ChoiceOff) }
+func (offFirewall) SocketMatch(context.Context, []netip.Addr) error               { return nil }
+func (offFirewall) Apply(context.Context, []rule.Rule) error                      { return nil }
+func (offFirewall) Check(context.Context, []rule.Rule) ([]string, error)          { return nil, nil }
+func (offFirewall) Remove(context.Context) ([]string, error)                      { return nil, nil }
+func (offFirewall) Fallback(context.Context, rule.Rule) ([]netip.AddrPort, error) { return nil, nil }
 
 func (offFirewall) RemoveNodeCache(context.Context) ([]string, error) { return nil, nil }

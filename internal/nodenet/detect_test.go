@@ -11,6 +11,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/iptables"
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/nftables"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 // onlyPrograms makes a PATH with nothing but the programs named, each "name" or "name=real name".
@@ -47,31 +52,31 @@ func TestDetectFirewall(t *testing.T) {
 		why      string // part of the reason
 		err      string // part of the error
 	}{
-		{"no rules", "", allPrograms, ChoiceAuto, nameNFTables, "the node has no rules in iptables", ""},
-		{"hint in nft", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; iptables-legacy -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, nameIPTablesNFT, "chain KUBE-IPTABLES-HINT is in iptables-nft", ""},
-		{"canary in legacy", "iptables-legacy -t mangle -N KUBE-KUBELET-CANARY; iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, nameIPTablesLegacy, "chain KUBE-KUBELET-CANARY is in iptables-legacy", ""},
-		{"services in legacy, IPv6 alone", "ip6tables-legacy -t nat -N KUBE-SERVICES", allPrograms, ChoiceAuto, nameIPTablesLegacy, "chain KUBE-SERVICES is in iptables-legacy", ""},
-		{"hints in both", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; iptables-nft -t mangle -N KUBE-IPTABLES-HINT", allPrograms, ChoiceAuto, nameIPTablesNFT, "iptables-nft", ""},
-		{"kube-proxy in nftables", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", allPrograms, ChoiceAuto, nameNFTables, "nftables table ip kube-proxy", ""},
-		{"kube-proxy in nftables, IPv6 alone", "nft add table ip6 kube-proxy", allPrograms, ChoiceAuto, nameNFTables, "nftables table ip6 kube-proxy", ""},
-		{"more in legacy", "iptables-legacy -A INPUT -j ACCEPT; iptables-legacy -A INPUT -j ACCEPT; iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, nameIPTablesLegacy, "iptables-nft has 1 rules, iptables-legacy has 2 rules", ""},
-		{"more in nft", "iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, nameIPTablesNFT, "iptables-nft has 1 rules, iptables-legacy has 0 rules", ""},
-		{"no programs", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT", nil, ChoiceAuto, nameNFTables, "no iptables program is in PATH", ""},
-		{"a program of any name", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT", []string{"iptables=iptables-nft", "ip6tables=ip6tables-nft"}, ChoiceAuto, nameIPTablesNFT, "KUBE-IPTABLES-HINT", ""},
-		{"a legacy program of any name", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT", []string{"iptables=iptables-legacy"}, ChoiceAuto, nameIPTablesLegacy, "KUBE-IPTABLES-HINT", ""},
-		{"our own rules do not count", "iptables-legacy -N LC-PRE-x-0; iptables-legacy -A LC-PRE-x-0 -j ACCEPT; iptables-legacy -A INPUT -j LC-PRE-x-0", allPrograms, ChoiceAuto, nameNFTables, "the node has no rules in iptables", ""},
-		{"iptables chosen, no rules", "", allPrograms, ChoiceIPTables, nameIPTablesNFT, "iptables-nft works", ""},
-		{"iptables chosen, legacy used", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", allPrograms, ChoiceIPTables, nameIPTablesLegacy, "KUBE-IPTABLES-HINT", ""},
+		{"no rules", "", allPrograms, ChoiceAuto, rule.NFTables, "the node has no rules in iptables", ""},
+		{"hint in nft", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; iptables-legacy -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, rule.IPTablesNFT, "chain KUBE-IPTABLES-HINT is in iptables-nft", ""},
+		{"canary in legacy", "iptables-legacy -t mangle -N KUBE-KUBELET-CANARY; iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, rule.IPTablesLegacy, "chain KUBE-KUBELET-CANARY is in iptables-legacy", ""},
+		{"services in legacy, IPv6 alone", "ip6tables-legacy -t nat -N KUBE-SERVICES", allPrograms, ChoiceAuto, rule.IPTablesLegacy, "chain KUBE-SERVICES is in iptables-legacy", ""},
+		{"hints in both", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; iptables-nft -t mangle -N KUBE-IPTABLES-HINT", allPrograms, ChoiceAuto, rule.IPTablesNFT, "iptables-nft", ""},
+		{"kube-proxy in nftables", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", allPrograms, ChoiceAuto, rule.NFTables, "nftables table ip kube-proxy", ""},
+		{"kube-proxy in nftables, IPv6 alone", "nft add table ip6 kube-proxy", allPrograms, ChoiceAuto, rule.NFTables, "nftables table ip6 kube-proxy", ""},
+		{"more in legacy", "iptables-legacy -A INPUT -j ACCEPT; iptables-legacy -A INPUT -j ACCEPT; iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, rule.IPTablesLegacy, "iptables-nft has 1 rules, iptables-legacy has 2 rules", ""},
+		{"more in nft", "iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, rule.IPTablesNFT, "iptables-nft has 1 rules, iptables-legacy has 0 rules", ""},
+		{"no programs", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT", nil, ChoiceAuto, rule.NFTables, "no iptables program is in PATH", ""},
+		{"a program of any name", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT", []string{"iptables=iptables-nft", "ip6tables=ip6tables-nft"}, ChoiceAuto, rule.IPTablesNFT, "KUBE-IPTABLES-HINT", ""},
+		{"a legacy program of any name", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT", []string{"iptables=iptables-legacy"}, ChoiceAuto, rule.IPTablesLegacy, "KUBE-IPTABLES-HINT", ""},
+		{"our own rules do not count", "iptables-legacy -N LC-PRE-x-0; iptables-legacy -A LC-PRE-x-0 -j ACCEPT; iptables-legacy -A INPUT -j LC-PRE-x-0", allPrograms, ChoiceAuto, rule.NFTables, "the node has no rules in iptables", ""},
+		{"iptables chosen, no rules", "", allPrograms, ChoiceIPTables, rule.IPTablesNFT, "iptables-nft works", ""},
+		{"iptables chosen, legacy used", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", allPrograms, ChoiceIPTables, rule.IPTablesLegacy, "KUBE-IPTABLES-HINT", ""},
 		{"iptables chosen, no programs", "", nil, ChoiceIPTables, "", "", "notrack iptables: no iptables program is in PATH: install iptables (package iptables) or choose notrack nftables"},
-		{"nftables chosen", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT", allPrograms, ChoiceNFTables, nameNFTables, "it was chosen", ""},
+		{"nftables chosen", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT", allPrograms, ChoiceNFTables, rule.NFTables, "it was chosen", ""},
 		{"off", "", allPrograms, ChoiceOff, "off", "notrack off", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			newNamespace(t)
-			need(t, append([]string{"nft"}, allPrograms...)...)
-			sh(t, test.setup)
+			nettest.NewNamespace(t)
+			nettest.Need(t, append([]string{"nft"}, allPrograms...)...)
+			nettest.Run(t, test.setup)
 			onlyPrograms(t, test.programs...)
-			fw, why, err := DetectFirewall(testContext(t), test.choice, "lc0", newTestLog(t))
+			fw, why, err := DetectFirewall(nettest.Context(t), test.choice, "lc0", nettest.NewLog(t))
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
 					t.Errorf("got %v, want %q", err, test.err)
@@ -96,7 +101,7 @@ func TestDetectFirewall(t *testing.T) {
 
 // TestDetectWithoutPermission takes CAP_NET_ADMIN from the thread.
 func TestDetectWithoutPermission(t *testing.T) {
-	newNamespace(t) // its thread ends with the test
+	nettest.NewNamespace(t) // its thread ends with the test
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&header, &data[0]); err != nil {
@@ -107,16 +112,16 @@ func TestDetectWithoutPermission(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []Choice{ChoiceAuto, ChoiceIPTables, ChoiceNFTables} {
-		_, _, err := DetectFirewall(testContext(t), c, "lc0", newTestLog(t))
+		_, _, err := DetectFirewall(nettest.Context(t), c, "lc0", nettest.NewLog(t))
 		if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "NET_ADMIN") {
 			t.Errorf("%s: %v", c, err)
 		}
 	}
-	if fw, _, err := DetectFirewall(testContext(t), ChoiceOff, "lc0", newTestLog(t)); err != nil || fw.Apply(testContext(t), nil) != nil {
+	if fw, _, err := DetectFirewall(nettest.Context(t), ChoiceOff, "lc0", nettest.NewLog(t)); err != nil || fw.Apply(nettest.Context(t), nil) != nil {
 		t.Errorf("off: %v", err)
 	}
 	// The kernel's own answer, where the capability is there but not for this namespace.
-	err := newNFTables("lc0", nil).try(testContext(t))
+	err := nftables.New("lc0", nil).Try(nettest.Context(t))
 	if !errors.Is(err, unix.EPERM) {
 		t.Errorf("nftables: %v, want EPERM", err)
 	}
@@ -124,10 +129,10 @@ func TestDetectWithoutPermission(t *testing.T) {
 
 // TestDetectLocked holds the xtables lock: what the node uses cannot be told then, and must not be guessed.
 func TestDetectLocked(t *testing.T) {
-	newNamespace(t)
-	need(t, allPrograms...)
-	sh(t, "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT")
-	lock, err := openLock()
+	nettest.NewNamespace(t)
+	nettest.Need(t, allPrograms...)
+	nettest.Run(t, "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT")
+	lock, err := iptables.OpenLock()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,21 +140,21 @@ func TestDetectLocked(t *testing.T) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	d := detection{owner: "lc0", log: newTestLog(t), found: findIPTables(t.Context()), wait: time.Second}
-	if fw, why, err := d.auto(testContext(t)); !errors.Is(err, ErrLocked) {
+	d := detection{owner: "lc0", log: nettest.NewLog(t), found: iptables.Find(t.Context()), wait: time.Second}
+	if fw, why, err := d.auto(nettest.Context(t)); !errors.Is(err, rule.ErrLocked) {
 		t.Errorf("auto: %v, %q, %v, want ErrLocked", fw, why, err)
 	}
-	if fw, why, err := d.iptables(testContext(t)); !errors.Is(err, ErrLocked) {
+	if fw, why, err := d.iptables(nettest.Context(t)); !errors.Is(err, rule.ErrLocked) {
 		t.Errorf("iptables: %v, %q, %v, want ErrLocked", fw, why, err)
 	}
 }
 
 // TestAllFirewalls moves an owner's rules from each front end to each other.
 func TestAllFirewalls(t *testing.T) {
-	newNamespace(t)
-	foreignRules(t)
-	before := ruleset(t)
-	all := AllFirewalls(testContext(t), "lc0")
+	nettest.NewNamespace(t)
+	nettest.ForeignRules(t)
+	before := nettest.Ruleset(t)
+	all := AllFirewalls(nettest.Context(t), "lc0")
 	var names []string
 	for _, fw := range all {
 		names = append(names, fw.Name())
@@ -169,16 +174,16 @@ func TestAllFirewalls(t *testing.T) {
 				if other == to {
 					continue
 				}
-				removed, err := other.Remove(testContext(t))
+				removed, err := other.Remove(nettest.Context(t))
 				if err != nil || (len(removed) > 0) != (other == from) {
 					t.Errorf("from %s to %s: %s removed %v, %v", from.Name(), to.Name(), other.Name(), removed, err)
 				}
 			}
 			clean(t, to, rules)
-			if _, err := to.Remove(testContext(t)); err != nil {
+			if _, err := to.Remove(nettest.Context(t)); err != nil {
 				t.Error(err)
 			}
-			if after := ruleset(t); after != before {
+			if after := nettest.Ruleset(t); after != before {
 				t.Fatalf("from %s to %s: left\n%s\nwant\n%s", from.Name(), to.Name(), after, before)
 			}
 		}

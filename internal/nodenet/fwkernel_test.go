@@ -13,19 +13,24 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/iptables"
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/nftables"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 // TestApplyAgain has a second Apply write nothing, and looks at what an idle Check costs.
 func TestApplyAgain(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			newNamespace(t)
-			foreignRules(t)
+			nettest.NewNamespace(t)
+			nettest.ForeignRules(t)
 			fw := openBackend(t, backend, "lc0")
 			rules := testSpec().Plan(PlanOptions{})
 			apply(t, fw, rules)
 			// Handles are new for each rule that is written, in legacy the chain's generation is.
-			handles := func() string { return ruleset(t) + sh(t, "nft -a list ruleset 2>/dev/null") }
+			handles := func() string { return nettest.Ruleset(t) + nettest.Run(t, "nft -a list ruleset 2>/dev/null") }
 			first := handles()
 			apply(t, fw, rules)
 			if second := handles(); second != first {
@@ -38,21 +43,21 @@ func TestApplyAgain(t *testing.T) {
 			}
 			apply(t, fw, nil)
 			clean(t, fw, nil)
-			if s := ruleset(t); strings.Contains(s, "LC-") || strings.Contains(s, "localcache") {
+			if s := nettest.Ruleset(t); strings.Contains(s, "LC-") || strings.Contains(s, "localcache") {
 				t.Errorf("no rules leave\n%s", s)
 			}
 
 			apply(t, fw, rules)
-			var programs []*xtablesProgram
-			used := func(x *xtablesProgram) bool { return false }
+			var programs []*iptables.Program
+			used := func(x *iptables.Program) bool { return false }
 			switch f := fw.(type) {
-			case *iptablesFirewall:
-				programs, used = f.leftovers, func(x *xtablesProgram) bool { return x == f.v4 || x == f.v6 }
-			case *nftablesFirewall:
-				programs = f.leftovers
+			case *iptables.Backend:
+				programs, used = f.Leftovers, func(x *iptables.Program) bool { return x == f.V4 || x == f.V6 }
+			case *nftables.Backend:
+				programs = f.Leftovers
 			}
 			for _, x := range programs {
-				x.calls = 0
+				x.Calls = 0
 			}
 			clean(t, fw, rules)
 			for _, x := range programs {
@@ -62,8 +67,8 @@ func TestApplyAgain(t *testing.T) {
 				if used(x) {
 					most = 4
 				}
-				if x.calls > most {
-					t.Errorf("%s was started %d times for one Check, want %d at most", x.path, x.calls, most)
+				if x.Calls > most {
+					t.Errorf("%s was started %d times for one Check, want %d at most", x.Path, x.Calls, most)
 				}
 			}
 		})
@@ -74,23 +79,23 @@ func TestApplyAgain(t *testing.T) {
 func TestRemove(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			newNamespace(t)
-			foreignRules(t)
-			before := ruleset(t)
+			nettest.NewNamespace(t)
+			nettest.ForeignRules(t)
+			before := nettest.Ruleset(t)
 			fw := openBackend(t, backend, "lc0")
 			apply(t, fw, testSpec().Plan(PlanOptions{}))
-			if ruleset(t) == before {
+			if nettest.Ruleset(t) == before {
 				t.Fatal("Apply changed nothing")
 			}
-			removed, err := fw.Remove(testContext(t))
+			removed, err := fw.Remove(nettest.Context(t))
 			if err != nil || len(removed) == 0 {
 				t.Fatalf("Remove: %v, %v", removed, err)
 			}
 			t.Logf("removed:\n%s", strings.Join(removed, "\n"))
-			if after := ruleset(t); after != before {
+			if after := nettest.Ruleset(t); after != before {
 				t.Errorf("after Remove:\n%s\nwant\n%s", after, before)
 			}
-			if removed, err = fw.Remove(testContext(t)); err != nil || len(removed) > 0 {
+			if removed, err = fw.Remove(nettest.Context(t)); err != nil || len(removed) > 0 {
 				t.Errorf("the second Remove: %v, %v", removed, err)
 			}
 		})
@@ -101,14 +106,14 @@ func TestRemove(t *testing.T) {
 func TestSocketMatch(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			newNamespace(t)
-			foreignRules(t)
-			before := ruleset(t)
+			nettest.NewNamespace(t)
+			nettest.ForeignRules(t)
+			before := nettest.Ruleset(t)
 			fw := openBackend(t, backend, "lc0")
-			if err := fw.SocketMatch(testContext(t), testSpec().Addresses); err != nil {
+			if err := fw.SocketMatch(nettest.Context(t), testSpec().Addresses); err != nil {
 				t.Error(err)
 			}
-			if after := ruleset(t); after != before {
+			if after := nettest.Ruleset(t); after != before {
 				t.Errorf("it left\n%s\nwant\n%s", after, before)
 			}
 		})
@@ -118,8 +123,8 @@ func TestSocketMatch(t *testing.T) {
 // TestSocketMatchMissing takes the extension away from iptables: without its library the program knows
 // no socket match, as with a kernel that lacks it.
 func TestSocketMatchMissing(t *testing.T) {
-	newNamespace(t)
-	foreignRules(t)
+	nettest.NewNamespace(t)
+	nettest.ForeignRules(t)
 	dir := findLibrary(t, "libxt_socket.so")
 	if err := unix.Mount("/dev/null", filepath.Join(dir, "libxt_socket.so"), "", unix.MS_BIND, ""); err != nil {
 		t.Skipf("hide the library: %v", err)
@@ -129,13 +134,13 @@ func TestSocketMatchMissing(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	before := ruleset(t)
-	fw := openBackend(t, nameIPTablesLegacy, "lc0")
-	err := fw.SocketMatch(testContext(t), testSpec().Addresses)
+	before := nettest.Ruleset(t)
+	fw := openBackend(t, rule.IPTablesLegacy, "lc0")
+	err := fw.SocketMatch(nettest.Context(t), testSpec().Addresses)
 	if err == nil || !strings.Contains(err.Error(), "no socket match") {
 		t.Errorf("got %v", err)
 	}
-	if after := ruleset(t); after != before {
+	if after := nettest.Ruleset(t); after != before {
 		t.Errorf("it left\n%s\nwant\n%s", after, before)
 	}
 }
@@ -145,19 +150,19 @@ func TestSocketMatchMissing(t *testing.T) {
 func TestSocketMatchOfOneFamily(t *testing.T) {
 	for _, backend := range backends[:2] {
 		t.Run(backend, func(t *testing.T) {
-			newNamespace(t)
-			fw := openBackend(t, backend, "lc0").(*iptablesFirewall)
-			if fw.v6 == nil {
+			nettest.NewNamespace(t)
+			fw := openBackend(t, backend, "lc0").(*iptables.Backend)
+			if fw.V6 == nil {
 				t.Skip("no ip6tables")
 			}
-			fw.v6.path = writeProgram(t, "ip6tables", `case "$*" in *socket*) echo 'unknown option "socket"' >&2; exit 2;; esac
-exec `+fw.v6.path+` "$@"`)
+			fw.V6.Path = writeProgram(t, "ip6tables", `case "$*" in *socket*) echo 'unknown option "socket"' >&2; exit 2;; esac
+exec `+fw.V6.Path+` "$@"`)
 			addrs := testSpec().Addresses
-			if err := fw.SocketMatch(testContext(t), addrs[:1]); err != nil {
+			if err := fw.SocketMatch(nettest.Context(t), addrs[:1]); err != nil {
 				t.Errorf("IPv4 alone: %v", err)
 			}
 			for _, a := range [][]netip.Addr{addrs, addrs[1:]} {
-				if err := fw.SocketMatch(testContext(t), a); err == nil || !strings.Contains(err.Error(), "no socket match for IPv6") {
+				if err := fw.SocketMatch(nettest.Context(t), a); err == nil || !strings.Contains(err.Error(), "no socket match for IPv6") {
 					t.Errorf("%v: %v", a, err)
 				}
 			}
@@ -186,7 +191,7 @@ func findLibrary(t *testing.T, name string) string {
 func TestManyRules(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			newNamespace(t)
+			nettest.NewNamespace(t)
 			fw := openBackend(t, backend, "lc0")
 			spec := testSpec()
 			spec.Addresses = spec.Addresses[:0]
@@ -206,37 +211,37 @@ func TestManyRules(t *testing.T) {
 func TestWithoutRestore(t *testing.T) {
 	for _, backend := range backends[:2] {
 		t.Run(backend, func(t *testing.T) {
-			newNamespace(t)
-			foreignRules(t)
-			before := ruleset(t)
-			fw := openBackend(t, backend, "lc0").(*iptablesFirewall)
+			nettest.NewNamespace(t)
+			nettest.ForeignRules(t)
+			before := nettest.Ruleset(t)
+			fw := openBackend(t, backend, "lc0").(*iptables.Backend)
 			rules := testSpec().Plan(PlanOptions{})
-			calls := func() int { return fw.v4.calls + fw.v6.calls }
-			if fw.v4.restore == "" || fw.v6.restore == "" {
-				t.Fatalf("no restore program is known beside %s", fw.v4.path)
+			calls := func() int { return fw.V4.Calls + fw.V6.Calls }
+			if fw.V4.Restore == "" || fw.V6.Restore == "" {
+				t.Fatalf("no restore program is known beside %s", fw.V4.Path)
 			}
 			apply(t, fw, rules)
 			clean(t, fw, rules)
-			with, whole := calls(), ruleset(t)
-			if _, err := fw.Remove(testContext(t)); err != nil {
+			with, whole := calls(), nettest.Ruleset(t)
+			if _, err := fw.Remove(nettest.Context(t)); err != nil {
 				t.Fatal(err)
 			}
-			fw.v4.restore, fw.v6.restore = "", ""
+			fw.V4.Restore, fw.V6.Restore = "", ""
 			start := calls()
 			apply(t, fw, rules)
 			clean(t, fw, rules)
 			without := calls() - start
-			if s := ruleset(t); s != whole {
+			if s := nettest.Ruleset(t); s != whole {
 				t.Errorf("without restore\n%s\nwith it\n%s", s, whole)
 			}
 			// Five hooks of two families, one call each, and what is read before and after.
 			if with > 30 || without < 2*with {
 				t.Errorf("%d calls with restore, %d without", with, without)
 			}
-			if _, err := fw.Remove(testContext(t)); err != nil {
+			if _, err := fw.Remove(nettest.Context(t)); err != nil {
 				t.Error(err)
 			}
-			if s := ruleset(t); s != before {
+			if s := nettest.Ruleset(t); s != before {
 				t.Errorf("left\n%s\nwant\n%s", s, before)
 			}
 		})
@@ -247,17 +252,17 @@ func TestWithoutRestore(t *testing.T) {
 func TestTwoOwners(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			ns := newNamespace(t)
-			foreignRules(t)
-			before := ruleset(t)
+			ns := nettest.NewNamespace(t)
+			nettest.ForeignRules(t)
+			before := nettest.Ruleset(t)
 			one, two := openBackend(t, backend, "lc0"), openBackend(t, backend, "lc1")
 			specTwo := testSpec()
 			specTwo.Addresses = []netip.Addr{netip.MustParseAddr("169.254.25.11")}
 			rulesOne, rulesTwo := testSpec().Plan(PlanOptions{}), specTwo.Plan(PlanOptions{})
 			var wg sync.WaitGroup
 			for _, w := range []struct {
-				fw    Firewall
-				rules []Rule
+				fw    rule.Backend
+				rules []rule.Rule
 			}{{one, rulesOne}, {two, rulesTwo}} {
 				wg.Add(1)
 				ns.Go(func() {
@@ -276,14 +281,14 @@ func TestTwoOwners(t *testing.T) {
 			wg.Wait()
 			clean(t, one, rulesOne)
 			clean(t, two, rulesTwo)
-			if _, err := two.Remove(testContext(t)); err != nil {
+			if _, err := two.Remove(nettest.Context(t)); err != nil {
 				t.Error(err)
 			}
 			clean(t, one, rulesOne)
-			if _, err := one.Remove(testContext(t)); err != nil {
+			if _, err := one.Remove(nettest.Context(t)); err != nil {
 				t.Error(err)
 			}
-			if after := ruleset(t); after != before {
+			if after := nettest.Ruleset(t); after != before {
 				t.Errorf("left:\n%s\nwant\n%s", after, before)
 			}
 		})
@@ -295,13 +300,13 @@ func TestTwoOwners(t *testing.T) {
 func TestSameOwner(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			ns := newNamespace(t)
-			foreignRules(t)
-			before := ruleset(t)
+			ns := nettest.NewNamespace(t)
+			nettest.ForeignRules(t)
+			before := nettest.Ruleset(t)
 			one, two := openBackend(t, backend, "lc0"), openBackend(t, backend, "lc0")
 			rules := testSpec().Plan(PlanOptions{})
 			var wg sync.WaitGroup
-			for _, fw := range []Firewall{one, two} {
+			for _, fw := range []rule.Backend{one, two} {
 				wg.Add(1)
 				ns.Go(func() {
 					defer wg.Done()
@@ -316,10 +321,10 @@ func TestSameOwner(t *testing.T) {
 			apply(t, one, rules)
 			clean(t, one, rules)
 			clean(t, two, rules)
-			if _, err := one.Remove(testContext(t)); err != nil {
+			if _, err := one.Remove(nettest.Context(t)); err != nil {
 				t.Error(err)
 			}
-			if after := ruleset(t); after != before {
+			if after := nettest.Ruleset(t); after != before {
 				t.Errorf("left:\n%s\nwant\n%s", after, before)
 			}
 		})
@@ -328,13 +333,13 @@ func TestSameOwner(t *testing.T) {
 
 // TestLocked holds the xtables lock.
 func TestLocked(t *testing.T) {
-	newNamespace(t)
-	fw, err := newIPTables(t.Context(), nameIPTablesLegacy, "lc0", findIPTables(t.Context()), time.Second)
+	nettest.NewNamespace(t)
+	fw, err := iptables.New(t.Context(), rule.IPTablesLegacy, "lc0", iptables.Find(t.Context()), time.Second)
 	if err != nil {
 		t.Skip(err)
 	}
 	rules := testSpec().Plan(PlanOptions{})
-	lock, err := openLock()
+	lock, err := iptables.OpenLock()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -343,10 +348,10 @@ func TestLocked(t *testing.T) {
 		t.Fatal(err)
 	}
 	start := time.Now()
-	if err := fw.Apply(testContext(t), rules); !errors.Is(err, ErrLocked) {
+	if err := fw.Apply(nettest.Context(t), rules); !errors.Is(err, rule.ErrLocked) {
 		t.Errorf("Apply: %v, want ErrLocked", err)
 	}
-	if err := fw.SocketMatch(testContext(t), testSpec().Addresses); !errors.Is(err, ErrLocked) {
+	if err := fw.SocketMatch(nettest.Context(t), testSpec().Addresses); !errors.Is(err, rule.ErrLocked) {
 		t.Errorf("SocketMatch: %v, want ErrLocked", err)
 	}
 	if took := time.Since(start); took > 15*time.Second {
@@ -362,10 +367,10 @@ func TestLocked(t *testing.T) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := fw.Check(testContext(t), rules); !errors.Is(err, ErrLocked) {
+	if _, err := fw.Check(nettest.Context(t), rules); !errors.Is(err, rule.ErrLocked) {
 		t.Errorf("Check: %v, want ErrLocked", err)
 	}
-	if removed, err := fw.Remove(testContext(t)); !errors.Is(err, ErrLocked) || len(removed) > 0 {
+	if removed, err := fw.Remove(nettest.Context(t)); !errors.Is(err, rule.ErrLocked) || len(removed) > 0 {
 		t.Errorf("Remove: %v, %v, want ErrLocked", removed, err)
 	}
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_UN); err != nil {
@@ -376,11 +381,11 @@ func TestLocked(t *testing.T) {
 
 // TestLockMissing has no place for the lock, as with a read-only /run.
 func TestLockMissing(t *testing.T) {
-	newNamespace(t)
+	nettest.NewNamespace(t)
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "none", "xtables.lock"))
-	fw := openBackend(t, nameIPTablesLegacy, "lc0")
-	err := fw.Apply(testContext(t), testSpec().Plan(PlanOptions{}))
-	if !errors.Is(err, fs.ErrNotExist) || errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), "xtables.lock") {
+	fw := openBackend(t, rule.IPTablesLegacy, "lc0")
+	err := fw.Apply(nettest.Context(t), testSpec().Plan(PlanOptions{}))
+	if !errors.Is(err, fs.ErrNotExist) || errors.Is(err, rule.ErrLocked) || !strings.Contains(err.Error(), "xtables.lock") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -389,7 +394,7 @@ func TestLockMissing(t *testing.T) {
 func TestContext(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			newNamespace(t)
+			nettest.NewNamespace(t)
 			fw := openBackend(t, backend, "lc0")
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
@@ -401,7 +406,7 @@ func TestContext(t *testing.T) {
 					t.Errorf("call %d: %v", i, err)
 				}
 			}
-			if s := ruleset(t); strings.Contains(s, "LC-") || strings.Contains(s, "localcache") {
+			if s := nettest.Ruleset(t); strings.Contains(s, "LC-") || strings.Contains(s, "localcache") {
 				t.Errorf("rules were made:\n%s", s)
 			}
 		})
@@ -410,16 +415,16 @@ func TestContext(t *testing.T) {
 
 // TestMissingProgram has rules of a family for which there is no program.
 func TestMissingProgram(t *testing.T) {
-	newNamespace(t)
-	found := findIPTables(t.Context())
+	nettest.NewNamespace(t)
+	found := iptables.Find(t.Context())
 	for i := range found {
-		found[i].path6 = ""
+		found[i].Path6 = ""
 	}
-	fw, err := newIPTables(t.Context(), nameIPTablesNFT, "lc0", found, time.Second)
+	fw, err := iptables.New(t.Context(), rule.IPTablesNFT, "lc0", found, time.Second)
 	if err != nil {
 		t.Skip(err)
 	}
-	err = fw.Apply(testContext(t), testSpec().Plan(PlanOptions{}))
+	err = fw.Apply(nettest.Context(t), testSpec().Plan(PlanOptions{}))
 	if err == nil || !strings.Contains(err.Error(), "the rule for fd00:25::10 needs ip6tables") {
 		t.Errorf("got %v", err)
 	}

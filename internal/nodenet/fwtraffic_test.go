@@ -10,6 +10,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 // TestTraffic sends packets from a pod to the local addresses and sees who answers, while sockets open
@@ -17,11 +20,11 @@ import (
 func TestTraffic(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			top := newTopology(t)
+			top := nettest.NewTopology(t)
 			fw := openBackend(t, backend, "lc0")
 			spec := testSpec()
 			for _, f := range spec.Fallback {
-				top.dns.serve("dns-"+f.Addr().String(), f.String())
+				top.DNS.Serve("dns-"+f.Addr().String(), f.String())
 			}
 			apply(t, fw, spec.Plan(PlanOptions{}))
 			for i, addr := range spec.Addresses {
@@ -32,10 +35,10 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
-func traffic(t *testing.T, top *topology, fw Firewall, spec Spec, which int) {
+func traffic(t *testing.T, top *nettest.Topology, fw rule.Backend, spec Spec, which int) {
 	addr := spec.Addresses[which]
 	to := net.JoinHostPort(addr.String(), "53")
-	targets := spec.fallbackFor(addr, UDP)
+	targets := spec.fallbackFor(addr, rule.UDP)
 	only := func(what string, answers map[string]int, server string, times int) {
 		t.Helper()
 		if answers[server] != times {
@@ -51,56 +54,56 @@ func traffic(t *testing.T, top *topology, fw Firewall, spec Spec, which int) {
 		}
 	}
 
-	local := top.node.serve("local", to)
-	client := top.pod.dial("udp", "", to)
-	only("open, UDP", top.pod.askFresh("udp", to, 20), "local", 20)
-	only("open, TCP", top.pod.askFresh("tcp", to, 20), "local", 20)
-	only("open, one UDP socket", map[string]int{ask(client): 1}, "local", 1)
-	if n := conntracked(t, addr); n != 0 {
+	local := top.Node.Serve("local", to)
+	client := top.Pod.Dial("udp", "", to)
+	only("open, UDP", top.Pod.AskFresh("udp", to, 20), "local", 20)
+	only("open, TCP", top.Pod.AskFresh("tcp", to, 20), "local", 20)
+	only("open, one UDP socket", map[string]int{nettest.Ask(client): 1}, "local", 1)
+	if n := nettest.Conntracked(t, addr); n != 0 {
 		t.Errorf("open: %d conntrack entries, want none", n)
 	}
 
-	local.close()
-	if a := ask(client); a != "dns-"+targets[0].Addr().String() && a != "dns-"+targets[1].Addr().String() {
+	local.Close()
+	if a := nettest.Ask(client); a != "dns-"+targets[0].Addr().String() && a != "dns-"+targets[1].Addr().String() {
 		t.Errorf("closed, the same UDP socket: %q", a)
 	}
-	top.pod.askFresh("udp", to, 1) // an even number of flows from here on
-	spread("closed, UDP", top.pod.askFresh("udp", to, 8), 8)
-	spread("closed, TCP", top.pod.askFresh("tcp", to, 8), 8)
-	if n := conntracked(t, addr); n == 0 {
+	top.Pod.AskFresh("udp", to, 1) // an even number of flows from here on
+	spread("closed, UDP", top.Pod.AskFresh("udp", to, 8), 8)
+	spread("closed, TCP", top.Pod.AskFresh("tcp", to, 8), 8)
+	if n := nettest.Conntracked(t, addr); n == 0 {
 		t.Error("closed: no conntrack entry; the test does not see any")
 	}
 
-	foreign := top.node.serve("foreign", "[::]:53")
-	spread("beside a wildcard socket, UDP", top.pod.askFresh("udp", to, 8), 8)
-	spread("beside a wildcard socket, TCP", top.pod.askFresh("tcp", to, 8), 8)
-	if n := foreign.seen.Load(); n != 0 {
+	foreign := top.Node.Serve("foreign", "[::]:53")
+	spread("beside a wildcard socket, UDP", top.Pod.AskFresh("udp", to, 8), 8)
+	spread("beside a wildcard socket, TCP", top.Pod.AskFresh("tcp", to, 8), 8)
+	if n := foreign.Seen.Load(); n != 0 {
 		t.Errorf("the foreign socket saw %d queries", n)
 	}
 	wild := spec
 	wild.Wildcard = true
 	apply(t, fw, wild.Plan(PlanOptions{}))
-	only("wildcard socket of our own, TCP", top.pod.askFresh("tcp", to, 8), "foreign", 8)
+	only("wildcard socket of our own, TCP", top.Pod.AskFresh("tcp", to, 8), "foreign", 8)
 	// Over UDP its answer has another source address; that the query arrives is enough.
-	before := foreign.seen.Load()
-	if _, err := top.pod.dial("udp", "", to).Write([]byte("query")); err != nil {
+	before := foreign.Seen.Load()
+	if _, err := top.Pod.Dial("udp", "", to).Write([]byte("query")); err != nil {
 		t.Error(err)
 	}
 	for range 50 {
-		if foreign.seen.Load() > before {
+		if foreign.Seen.Load() > before {
 			break
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	if foreign.seen.Load() == before {
+	if foreign.Seen.Load() == before {
 		t.Error("wildcard socket of our own: no UDP query arrived")
 	}
-	foreign.close()
+	foreign.Close()
 	apply(t, fw, spec.Plan(PlanOptions{}))
 
-	local = top.node.serve("local", to)
-	only("open again, the same UDP socket", map[string]int{ask(client): 1}, "local", 1)
-	only("open again, TCP", top.pod.askFresh("tcp", to, 20), "local", 20)
+	local = top.Node.Serve("local", to)
+	only("open again, the same UDP socket", map[string]int{nettest.Ask(client): 1}, "local", 1)
+	only("open again, TCP", top.Pod.AskFresh("tcp", to, 20), "local", 20)
 
 	// The server closes first, so that the node keeps the pair of ports in TIME_WAIT, and the pod
 	// opens a connection from the same port.
@@ -109,8 +112,8 @@ func traffic(t *testing.T, top *topology, fw Firewall, spec Spec, which int) {
 		from = "[fd00:64::2]:4053"
 	}
 	for i := range 3 {
-		c := top.pod.dial("tcp", from, to)
-		only(fmt.Sprintf("TIME_WAIT, connection %d", i), map[string]int{ask(c): 1}, "local", 1)
+		c := top.Pod.Dial("tcp", from, to)
+		only(fmt.Sprintf("TIME_WAIT, connection %d", i), map[string]int{nettest.Ask(c): 1}, "local", 1)
 		if _, err := c.Write([]byte("\n")); err != nil {
 			t.Error(err)
 		}
@@ -126,24 +129,24 @@ func traffic(t *testing.T, top *topology, fw Firewall, spec Spec, which int) {
 	if err := os.WriteFile(sysctl, []byte("2"), 0); err != nil {
 		t.Fatal(err)
 	}
-	only("SYN cookies", top.pod.askFresh("tcp", to, 20), "local", 20)
+	only("SYN cookies", top.Pod.AskFresh("tcp", to, 20), "local", 20)
 	if err := os.WriteFile(sysctl, []byte("1"), 0); err != nil {
 		t.Fatal(err)
 	}
 
-	conn := top.pod.dial("tcp", "", to)
-	only("before draining", map[string]int{ask(conn): 1}, "local", 1)
+	conn := top.Pod.Dial("tcp", "", to)
+	only("before draining", map[string]int{nettest.Ask(conn): 1}, "local", 1)
 	apply(t, fw, spec.Plan(PlanOptions{Draining: true}))
 	clean(t, fw, spec.Plan(PlanOptions{Draining: true}))
-	spread("draining, UDP", top.pod.askFresh("udp", to, 8), 8)
-	spread("draining, TCP", top.pod.askFresh("tcp", to, 8), 8)
+	spread("draining, UDP", top.Pod.AskFresh("udp", to, 8), 8)
+	spread("draining, TCP", top.Pod.AskFresh("tcp", to, 8), 8)
 	for range 5 {
-		only("draining, open TCP connection", map[string]int{ask(conn): 1}, "local", 1)
+		only("draining, open TCP connection", map[string]int{nettest.Ask(conn): 1}, "local", 1)
 	}
 	apply(t, fw, spec.Plan(PlanOptions{}))
-	only("draining taken back, UDP", top.pod.askFresh("udp", to, 8), "local", 8)
-	only("draining taken back, TCP connection", map[string]int{ask(conn): 1}, "local", 1)
-	local.close()
+	only("draining taken back, UDP", top.Pod.AskFresh("udp", to, 8), "local", 8)
+	only("draining taken back, TCP connection", map[string]int{nettest.Ask(conn): 1}, "local", 1)
+	local.Close()
 }
 
 // TestReplaceUnderTraffic has queries go on while rules are replaced, from a socket that stays and from
@@ -153,20 +156,20 @@ func traffic(t *testing.T, top *topology, fw Firewall, spec Spec, which int) {
 func TestReplaceUnderTraffic(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			top := newTopology(t)
+			top := nettest.NewTopology(t)
 			fw := openBackend(t, backend, "lc0")
 			spec := testSpec()
 			for _, f := range spec.Fallback {
-				top.dns.serve("dns", f.String())
+				top.DNS.Serve("dns", f.String())
 			}
 			to := net.JoinHostPort(spec.Addresses[0].String(), "53")
-			top.node.serve("local", to)
+			top.Node.Serve("local", to)
 			apply(t, fw, spec.Plan(PlanOptions{}))
 
 			stop, done := make(chan struct{}), make(chan struct{})
 			answers := make(map[string]int)
 			var asked atomic.Int32
-			top.pod.Go(func() {
+			top.Pod.Go(func() {
 				defer close(done)
 				lasting, err := net.Dial("udp", to)
 				if err != nil {
@@ -180,7 +183,7 @@ func TestReplaceUnderTraffic(t *testing.T) {
 						return
 					default:
 					}
-					answers[ask(lasting)]++
+					answers[nettest.Ask(lasting)]++
 					asked.Add(1)
 					for _, network := range []string{"udp", "tcp"} {
 						c, err := net.DialTimeout(network, to, 3*time.Second)
@@ -188,7 +191,7 @@ func TestReplaceUnderTraffic(t *testing.T) {
 							answers[err.Error()]++
 							continue
 						}
-						answers[ask(c)]++
+						answers[nettest.Ask(c)]++
 						c.Close()
 					}
 				}

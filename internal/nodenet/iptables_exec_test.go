@@ -11,6 +11,10 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/iptables"
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 // writeProgram makes a program of the shell and returns its path.
@@ -26,7 +30,7 @@ func writeProgram(t *testing.T, name, script string) string {
 // hungPrograms makes a PATH of iptables programs that tell their version and then do not end.
 func hungPrograms(t *testing.T) {
 	t.Helper()
-	need(t, "sleep")
+	nettest.Need(t, "sleep")
 	dir := t.TempDir()
 	for name, mode := range map[string]string{"iptables-nft": "nf_tables", "ip6tables-nft": "nf_tables",
 		"iptables-legacy": "legacy", "ip6tables-legacy": "legacy"} {
@@ -54,12 +58,12 @@ func within(t *testing.T, what string, most time.Duration, f func()) {
 func TestHungProgram(t *testing.T) {
 	for _, backend := range backends[:2] {
 		t.Run(backend, func(t *testing.T) {
-			newNamespace(t)
-			if backend == nameIPTablesLegacy {
-				sh(t, "iptables-legacy -t raw -S; iptables-legacy -t filter -S") // loads the tables
+			nettest.NewNamespace(t)
+			if backend == rule.IPTablesLegacy {
+				nettest.Run(t, "iptables-legacy -t raw -S; iptables-legacy -t filter -S") // loads the tables
 			}
 			hungPrograms(t)
-			fw, err := newIPTables(t.Context(), backend, "lc0", findIPTables(t.Context()), lockWait)
+			fw, err := iptables.New(t.Context(), backend, "lc0", iptables.Find(t.Context()), iptables.LockWait)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -76,17 +80,17 @@ func TestHungProgram(t *testing.T) {
 					ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 					defer cancel()
 					err := method(ctx)
-					if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), "iptables-") {
+					if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, rule.ErrLocked) || !strings.Contains(err.Error(), "iptables-") {
 						t.Errorf("%s with a deadline: %v", name, err)
 					}
 				})
 			}
-			for _, x := range fw.leftovers {
-				x.limit = 100 * time.Millisecond
+			for _, x := range fw.Leftovers {
+				x.Limit = 100 * time.Millisecond
 			}
 			for name, method := range methods {
 				within(t, name, 15*time.Second, func() {
-					if err := method(t.Context()); !errors.Is(err, errHung) || errors.Is(err, ErrLocked) || !strings.Contains(err.Error(), "iptables-") {
+					if err := method(t.Context()); !errors.Is(err, iptables.ErrHung) || errors.Is(err, rule.ErrLocked) || !strings.Contains(err.Error(), "iptables-") {
 						t.Errorf("%s: %v", name, err)
 					}
 				})
@@ -97,11 +101,11 @@ func TestHungProgram(t *testing.T) {
 
 // TestHungProgramAtDetection has the choice fall on what works, in bounded time.
 func TestHungProgramAtDetection(t *testing.T) {
-	newNamespace(t)
+	nettest.NewNamespace(t)
 	hungPrograms(t)
 	within(t, "the choice", 40*time.Second, func() {
-		fw, why, err := DetectFirewall(testContext(t), ChoiceAuto, "lc0", newTestLog(t))
-		if err != nil || fw.Name() != nameNFTables || !strings.Contains(why, "no rules") && !strings.Contains(why, "cannot be used") {
+		fw, why, err := DetectFirewall(nettest.Context(t), ChoiceAuto, "lc0", nettest.NewLog(t))
+		if err != nil || fw.Name() != rule.NFTables || !strings.Contains(why, "no rules") && !strings.Contains(why, "cannot be used") {
 			t.Errorf("%v, %q, %v", fw, why, err)
 		}
 	})
@@ -109,12 +113,12 @@ func TestHungProgramAtDetection(t *testing.T) {
 
 // TestHungVersion has a program that does not even tell its version.
 func TestHungVersion(t *testing.T) {
-	need(t, "sleep")
+	nettest.Need(t, "sleep")
 	path := writeProgram(t, "iptables", "exec sleep 60")
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	within(t, "the question", 15*time.Second, func() {
-		if v, err := askVersion(ctx, path); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), path) {
+		if v, err := iptables.AskVersion(ctx, path); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), path) {
 			t.Errorf("%v, %v", v, err)
 		}
 	})
@@ -125,7 +129,7 @@ func TestVersionIsAskedOnce(t *testing.T) {
 	calls := filepath.Join(t.TempDir(), "calls")
 	path := writeProgram(t, "iptables", "echo >> "+calls+"; echo 'iptables v1.8.9 (nf_tables)'")
 	for range 3 {
-		if v, err := askVersion(t.Context(), path); err != nil || v.String() != "1.8.9" || v.legacy {
+		if v, err := iptables.AskVersion(t.Context(), path); err != nil || v.String() != "1.8.9" || v.Legacy {
 			t.Fatalf("%v, %v", v, err)
 		}
 	}
@@ -136,18 +140,18 @@ func TestVersionIsAskedOnce(t *testing.T) {
 	if err := os.Rename(other, path); err != nil {
 		t.Fatal(err)
 	}
-	if v, err := askVersion(t.Context(), path); err != nil || v.String() != "1.6.1" || !v.legacy {
+	if v, err := iptables.AskVersion(t.Context(), path); err != nil || v.String() != "1.6.1" || !v.Legacy {
 		t.Errorf("the new program is taken for the old one: %v, %v", v, err)
 	}
 }
 
 // TestRunProgramLeavesOutput has a program end whose child keeps the output open.
 func TestRunProgramLeavesOutput(t *testing.T) {
-	need(t, "sleep")
+	nettest.Need(t, "sleep")
 	file := filepath.Join(t.TempDir(), "pid")
 	path := writeProgram(t, "iptables", "sleep 60 & echo $! > "+file+"; wait")
 	within(t, "the call", 15*time.Second, func() {
-		if _, _, err := runProgram(t.Context(), 500*time.Millisecond, "", path); !errors.Is(err, errHung) {
+		if _, _, err := iptables.RunProgram(t.Context(), 500*time.Millisecond, "", path); !errors.Is(err, iptables.ErrHung) {
 			t.Errorf("got %v", err)
 		}
 	})
@@ -166,20 +170,20 @@ func TestRunProgramLeavesOutput(t *testing.T) {
 
 // TestProgramLeft has a call that could not be killed hold up those after it.
 func TestProgramLeft(t *testing.T) {
-	need(t, "true")
+	nettest.Need(t, "true")
 	ended := make(chan struct{})
-	x := &xtablesProgram{path: writeProgram(t, "iptables", "exit 0"), limit: 10 * time.Second, lock: new(lockWatch), left: ended}
+	x := &iptables.Program{Path: writeProgram(t, "iptables", "exit 0"), Limit: 10 * time.Second, Lock: new(iptables.LockWatch), Left: ended}
 	for range 2 {
-		if _, err := x.run(t.Context()); !errors.Is(err, errHung) || !strings.Contains(err.Error(), x.path) {
+		if _, err := x.Run(t.Context()); !errors.Is(err, iptables.ErrHung) || !strings.Contains(err.Error(), x.Path) {
 			t.Errorf("got %v", err)
 		}
 	}
-	if x.calls != 0 {
-		t.Errorf("%d programs were started beside the one that is left", x.calls)
+	if x.Calls != 0 {
+		t.Errorf("%d programs were started beside the one that is left", x.Calls)
 	}
 	close(ended)
-	if _, err := x.run(t.Context()); err != nil || x.calls != 1 {
-		t.Errorf("after its end: %v, %d calls", err, x.calls)
+	if _, err := x.Run(t.Context()); err != nil || x.Calls != 1 {
+		t.Errorf("after its end: %v, %d calls", err, x.Calls)
 	}
 }
 
@@ -193,14 +197,14 @@ func TestVersions(t *testing.T) {
 		{"iptables v1.4.19.1", "", "1.4.20"},
 		{"iptables", "", "no version"},
 	} {
-		x, err := openXtables(t.Context(), writeProgram(t, "iptables", "echo '"+test.says+"'"), true, false, 7*time.Second, new(lockWatch))
+		x, err := iptables.OpenXtables(t.Context(), writeProgram(t, "iptables", "echo '"+test.says+"'"), true, false, 7*time.Second, new(iptables.LockWatch))
 		if test.err != "" {
 			if err == nil || !strings.Contains(err.Error(), test.err) {
 				t.Errorf("%s: %v, want %q", test.says, err, test.err)
 			}
 			continue
 		}
-		if err != nil || strings.Join(x.wait, " ") != test.wait {
+		if err != nil || strings.Join(x.Wait, " ") != test.wait {
 			t.Errorf("%s: %v, %v, want %q", test.says, x, err, test.wait)
 		}
 	}
@@ -209,11 +213,11 @@ func TestVersions(t *testing.T) {
 // TestLockContention has another program hold the lock most of the time, so that there is no time for all
 // of the calls: the error says so.
 func TestLockContention(t *testing.T) {
-	newNamespace(t)
-	fw := openBackend(t, nameIPTablesLegacy, "lc0")
+	nettest.NewNamespace(t)
+	fw := openBackend(t, rule.IPTablesLegacy, "lc0")
 	rules := testSpec().Plan(PlanOptions{})
-	sh(t, "iptables-legacy -t raw -S; iptables-legacy -t filter -S; ip6tables-legacy -t raw -S")
-	lock, err := openLock()
+	nettest.Run(t, "iptables-legacy -t raw -S; iptables-legacy -t filter -S; ip6tables-legacy -t raw -S")
+	lock, err := iptables.OpenLock()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -247,11 +251,11 @@ func TestLockContention(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
 	defer cancel()
 	err = fw.Apply(ctx, rules)
-	if !errors.Is(err, ErrLocked) || !errors.Is(err, context.DeadlineExceeded) {
+	if !errors.Is(err, rule.ErrLocked) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Apply: %v, want ErrLocked and the deadline", err)
 	}
 	// What comes after it in the same operation fails for the same reason.
-	if _, err := fw.Check(ctx, rules); !errors.Is(err, ErrLocked) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := fw.Check(ctx, rules); !errors.Is(err, rule.ErrLocked) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Check: %v, want ErrLocked and the deadline", err)
 	}
 }

@@ -10,17 +10,23 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"localcache.dev/localcache/internal/nodenet/conntrack"
+	"localcache.dev/localcache/internal/nodenet/link"
+	"localcache.dev/localcache/internal/nodenet/process"
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // KeeperConfig is what a Keeper needs of its surroundings.
 type KeeperConfig struct {
-	Log Logger
+	Log rule.Logger
 
 	// Detect chooses the front end; nil is DetectFirewall.
-	Detect func(ctx context.Context, choice Choice, owner string, log Logger) (fw Firewall, why string, err error)
+	Detect func(ctx context.Context, choice Choice, owner string, log rule.Logger) (fw rule.Backend, why string, err error)
 	// All lists every front end that can be used here, to look for what an earlier choice has left;
 	// nil is AllFirewalls.
-	All func(ctx context.Context, owner string) []Firewall
+	All func(ctx context.Context, owner string) []rule.Backend
 	// Go starts a goroutine of Run's; nil is the go statement. A program with several network
 	// namespaces, as tests have, gives one that enters the right one.
 	Go func(func())
@@ -42,25 +48,25 @@ type KeeperConfig struct {
 // turns.
 type Keeper struct {
 	cfg      KeeperConfig
-	board    *board
-	interest atomic.Pointer[interest]
+	board    *status.Board
+	interest atomic.Pointer[link.Interest]
 
 	// turn has one token. Its holder may change rules and talk to other processes, which can take as
 	// long as the xtables lock is held by somebody else.
 	turn     chan struct{}
-	presence *presence // under turn; nil before the first Prepare
-	looked   bool      // under turn: found is known
-	found    bool      // under turn: rules of the owner were there before the first that this process made
-	placed   bool      // under turn: whether this process keeps the rules was found out, and logged
+	presence *process.Presence // under turn; nil before the first Prepare
+	looked   bool              // under turn: found is known
+	found    bool              // under turn: rules of the owner were there before the first that this process made
+	placed   bool              // under turn: whether this process keeps the rules was found out, and logged
 
 	// mu guards what follows and changes of the link, and is only held for netlink requests, so that a
 	// deleted link does not wait for a slow rule. It is taken after turn.
 	mu        sync.Mutex
-	link      *Link
+	link      *link.Link
 	port      uint16 // of the last Prepare that came to the link
 	committed *wish
 	prepared  *wish
-	made      linkChanges  // by Prepare, and not yet part of a Commit that succeeded
+	made      link.Changes // by Prepare, and not yet part of a Commit that succeeded
 	mine      []netip.Addr // every address that this process has put on the link
 	applied   bool         // a Commit, or a later attempt at it, has succeeded
 	draining  bool
@@ -72,7 +78,7 @@ type Keeper struct {
 	wakeLink  chan struct{}
 	wakeFlows chan struct{} // capacity 1: rules were put in place
 
-	flows     flowTable
+	flows     conntrack.Table
 	flowsRest time.Duration // flowsRest but in tests
 }
 
@@ -92,13 +98,13 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 	}
 	k := &Keeper{
 		cfg:       cfg,
-		board:     newBoard(),
+		board:     status.NewBoard(),
 		turn:      make(chan struct{}, 1),
 		lastWoe:   map[woe]string{},
 		wakeRules: make(chan struct{}, 1),
 		wakeLink:  make(chan struct{}, 1),
 		wakeFlows: make(chan struct{}, 1),
-		flows:     kernelFlows(),
+		flows:     conntrack.Kernel(),
 		flowsRest: flowsRest,
 	}
 	k.turn <- struct{}{}
@@ -106,7 +112,7 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 }
 
 // Status is a snapshot, for any goroutine at any time.
-func (k *Keeper) Status() Status { return k.board.snapshot() }
+func (k *Keeper) Status() status.Status { return k.board.Snapshot() }
 
 var errClosed = errors.New("the keeper of the node's network is closed")
 
@@ -123,9 +129,9 @@ func (k *Keeper) enter(ctx context.Context) (leave func(), err error) {
 // lockPeers keeps other localcache processes from changing anything, as far as that can be had: what is
 // to be done is done without the lock rather than never.
 func (k *Keeper) lockPeers(ctx context.Context) (unlock func()) {
-	unlock, err := k.presence.lock(ctx)
+	unlock, err := k.presence.Lock(ctx)
 	if err != nil {
-		k.cfg.Log.Warningf("going on without the lock among localcache processes: %v", k.board.failed(err))
+		k.cfg.Log.Warningf("going on without the lock among localcache processes: %v", k.board.Failed(err))
 	}
 	return unlock
 }
@@ -145,15 +151,15 @@ func (k *Keeper) Prepare(ctx context.Context, spec Spec) error {
 	if k.closed {
 		return errClosed
 	}
-	if k.presence != nil && k.presence.owner != spec.Interface {
+	if k.presence != nil && k.presence.Owner != spec.Interface {
 		return fmt.Errorf("the interface cannot become %s while the process runs, because sockets are open on %s: restart it",
-			spec.Interface, k.presence.owner)
+			spec.Interface, k.presence.Owner)
 	}
 	if k.presence == nil {
-		p := &presence{owner: spec.Interface}
-		if err := p.join(); err != nil {
+		p := &process.Presence{Owner: spec.Interface}
+		if err := p.Join(); err != nil {
 			// Others will not see this process. That matters only when there are others.
-			k.cfg.Log.Warningf("other localcache processes cannot see this one: %v", k.board.failed(err))
+			k.cfg.Log.Warningf("other localcache processes cannot see this one: %v", k.board.Failed(err))
 		}
 		k.presence = p
 	}
@@ -161,19 +167,19 @@ func (k *Keeper) Prepare(ctx context.Context, spec Spec) error {
 
 	w := &wish{spec: spec}
 	err = k.settle(ctx, w)
-	if errors.Is(err, ErrLocked) {
+	if errors.Is(err, rule.ErrLocked) {
 		// The lock is a matter of time: Commit, and Run after it, try again.
-		k.cfg.Log.Warningf("how rules can be put in place is not known yet: %v", k.board.failed(err))
+		k.cfg.Log.Warningf("how rules can be put in place is not known yet: %v", k.board.Failed(err))
 		err = nil
 	}
-	var made linkChanges
+	var made link.Changes
 	if err == nil {
 		made, err = k.prepareLink(w)
 	}
 	if err != nil {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		err = k.board.failed(errors.Join(err, k.undo(made)))
+		err = k.board.Failed(errors.Join(err, k.undo(made)))
 		if k.committed == nil && k.prepared == nil {
 			err = errors.Join(err, k.leaveOthers())
 		}
@@ -184,42 +190,42 @@ func (k *Keeper) Prepare(ctx context.Context, spec Spec) error {
 }
 
 // prepareLink makes the interface and makes w the prepared wish.
-func (k *Keeper) prepareLink(w *wish) (linkChanges, error) {
+func (k *Keeper) prepareLink(w *wish) (link.Changes, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.link == nil {
-		k.link = newLink(w.spec.Interface, k.cfg.Log)
+		k.link = link.New(w.spec.Interface, k.cfg.Log)
 	}
 	k.port = w.spec.Port
 	if !w.spec.ManageInterface {
-		missing, err := missingAnywhere(w.spec.Addresses)
+		missing, err := link.MissingAnywhere(w.spec.Addresses)
 		if err != nil {
-			return linkChanges{}, err
+			return link.Changes{}, err
 		}
 		for _, a := range missing {
 			k.cfg.Log.Warningf("address %s is on no interface of this node, and -setupinterface=false leaves that to others", a)
 		}
 		k.prepared = w
-		return linkChanges{}, nil
+		return link.Changes{}, nil
 	}
-	if err := k.link.checkForeign(w.spec.Addresses); err != nil {
-		return linkChanges{}, err
+	if err := k.link.CheckForeign(w.spec.Addresses); err != nil {
+		return link.Changes{}, err
 	}
 	want := union(k.wanted(), w.spec.Addresses)
-	s, made, err := k.link.ensure(want, k.mine)
-	k.mine = union(k.mine, made.added)
+	s, made, err := k.link.Ensure(want, k.mine)
+	k.mine = union(k.mine, made.Added)
 	if err != nil {
 		return made, err
 	}
-	k.made.created = k.made.created || made.created
-	k.made.added = union(k.made.added, made.added)
+	k.made.Created = k.made.Created || made.Created
+	k.made.Added = union(k.made.Added, made.Added)
 	k.prepared = w
 	k.watch(s, want)
-	if made.created {
-		k.cfg.Log.Infof("interface %s of kind %s was made", k.link.name, s.kind())
+	if made.Created {
+		k.cfg.Log.Infof("interface %s of kind %s was made", k.link.Name, s.Kind())
 	}
-	if len(made.added) > 0 {
-		k.cfg.Log.Infof("interface %s carries %s", k.link.name, join(made.added))
+	if len(made.Added) > 0 {
+		k.cfg.Log.Infof("interface %s carries %s", k.link.Name, join(made.Added))
 	}
 	return made, nil
 }
@@ -238,8 +244,8 @@ func (k *Keeper) wanted() []netip.Addr {
 // unheld picks those of addrs that no other process has a socket on, and says once which of them one has:
 // node-cache, which takes no names, is only seen by that. mu is held.
 func (k *Keeper) unheld(addrs []netip.Addr) (free []netip.Addr, err error) {
-	holders, err := holdersOf(addrs, k.port, dnsPort)
-	text := describeHolders(holders)
+	holders, err := process.HoldersOf(addrs, k.port, process.DNSPort)
+	text := process.DescribeHolders(holders)
 	if text != "" && text != k.lastHeld {
 		k.cfg.Log.Warningf("not removed, because another process uses it: %s", text)
 	}
@@ -247,24 +253,24 @@ func (k *Keeper) unheld(addrs []netip.Addr) (free []netip.Addr, err error) {
 		return nil, err
 	}
 	k.lastHeld = text
-	return without(addrs, heldAddrs(holders)), nil
+	return without(addrs, process.HeldAddrs(holders)), nil
 }
 
 // undo removes what made says, but for what is still wanted, unless another process is there, which may
 // have come to need it. A link that was set up stays up: setting it down would cost the IPv6
 // addresses that others have on it. mu is held.
-func (k *Keeper) undo(made linkChanges) error {
-	if !made.any() {
+func (k *Keeper) undo(made link.Changes) error {
+	if !made.Any() {
 		return nil
 	}
-	if peers, err := k.presence.others(); err != nil || len(peers) > 0 {
-		k.cfg.Log.Infof("interface %s stays as it is for other localcache processes", k.link.name)
+	if peers, err := k.presence.Others(); err != nil || len(peers) > 0 {
+		k.cfg.Log.Infof("interface %s stays as it is for other localcache processes", k.link.Name)
 		return err
 	}
 	still := k.wanted()
-	might := without(made.added, still)
-	if made.created && len(still) == 0 {
-		all, err := k.link.ours(k.mine)
+	might := without(made.Added, still)
+	if made.Created && len(still) == 0 {
+		all, err := k.link.Ours(k.mine)
 		if err != nil {
 			return err
 		}
@@ -275,14 +281,14 @@ func (k *Keeper) undo(made linkChanges) error {
 		return err
 	}
 	still = union(still, without(might, free))
-	if made.created && len(still) == 0 {
-		removed, stays, err := k.link.remove(k.mine)
+	if made.Created && len(still) == 0 {
+		removed, stays, err := k.link.Remove(k.mine)
 		k.logRemoved(removed, stays)
 		return err
 	}
-	gone, err := k.link.removeAddresses(without(made.added, still))
+	gone, err := k.link.RemoveAddresses(without(made.Added, still))
 	if len(gone) > 0 {
-		k.cfg.Log.Infof("removed again from interface %s: %s", k.link.name, join(gone))
+		k.cfg.Log.Infof("removed again from interface %s: %s", k.link.Name, join(gone))
 	}
 	return err
 }
@@ -292,14 +298,14 @@ func (k *Keeper) logRemoved(removed []string, stays string) {
 		k.cfg.Log.Infof("removed: %s", strings.Join(removed, ", "))
 	}
 	if stays != "" {
-		k.cfg.Log.Infof("interface %s stays: %s", k.link.name, stays)
+		k.cfg.Log.Infof("interface %s stays: %s", k.link.Name, stays)
 	}
 }
 
 // leaveOthers ends the presence of a process that has nothing prepared or in force any more.
 func (k *Keeper) leaveOthers() error {
-	err := k.presence.leave()
-	k.presence, k.link, k.made, k.mine = nil, nil, linkChanges{}, nil
+	err := k.presence.Leave()
+	k.presence, k.link, k.made, k.mine = nil, nil, link.Changes{}, nil
 	k.placed = false
 	k.interest.Store(nil)
 	return err
@@ -328,12 +334,12 @@ func (k *Keeper) rollback(ctx context.Context) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.prepared = nil
-	err := k.board.failed(k.undo(k.made))
+	err := k.board.Failed(k.undo(k.made))
 	if k.committed == nil {
 		return errors.Join(err, k.leaveOthers())
 	}
 	if k.applied { // else Close has yet to undo the start
-		k.made = linkChanges{}
+		k.made = link.Changes{}
 	}
 	k.showWish(k.committed)
 	nudge(k.wakeLink) // what is watched has changed

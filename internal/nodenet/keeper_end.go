@@ -6,6 +6,11 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"localcache.dev/localcache/internal/nodenet/process"
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/sockets"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // Drain leads new queries elsewhere while this process answers those that it has, so that none is lost
@@ -24,42 +29,42 @@ func (k *Keeper) Drain(ctx context.Context) error {
 		return nil
 	}
 	defer k.lockPeers(ctx)()
-	peers, err := k.presence.others()
+	peers, err := k.presence.Others()
 	if err != nil {
 		// Unknown: a rule for a process that may be there is not changed.
-		return k.board.failed(err)
+		return k.board.Failed(err)
 	}
 	if serving := serving(peers); len(serving) > 0 {
-		k.cfg.Log.Infof("queries are left to another localcache process, %s", describePeers("/proc", serving))
-		k.leave(w, true)
+		k.cfg.Log.Infof("queries are left to another localcache process, %s", process.DescribePeers("/proc", serving))
+		k.Leave(w, true)
 		return nil
 	}
 	if len(w.fallback()) == 0 {
 		return nil
 	}
 	if err := k.apply(ctx, w, true); err != nil {
-		return k.board.failed(err)
+		return k.board.Failed(err)
 	}
 	k.mu.Lock()
 	k.draining = true
 	k.mu.Unlock()
-	k.board.update(func(s *Status) { s.Draining = true })
-	k.leave(w, false)
+	k.board.Update(func(s *status.Status) { s.Draining = true })
+	k.Leave(w, false)
 	k.cfg.Log.Infof("new queries go to the fallback")
 	return nil
 }
 
 // leave has the sockets take no more queries. TCP's only where another process has listeners: rules lead
 // new connections past those of this one, and a listener that is left resets what it has not accepted.
-func (k *Keeper) leave(w *wish, tcp bool) {
-	n, err := leaveUDP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
+func (k *Keeper) Leave(w *wish, tcp bool) {
+	n, err := sockets.LeaveUDP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
 	if err == nil && n == 0 {
 		err = fmt.Errorf("no UDP socket of this process is bound to %s", join(w.spec.Addresses))
 	}
 	if tcp {
 		// CoreDNS takes it for a failure, and logs it.
 		k.cfg.Log.Infof("new connections are left to it too: the errors of accept that follow, if any, come from that")
-		_, tcpErr := leaveTCP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
+		_, tcpErr := sockets.LeaveTCP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
 		err = errors.Join(err, tcpErr)
 	}
 	if err != nil {
@@ -69,8 +74,8 @@ func (k *Keeper) leave(w *wish, tcp bool) {
 }
 
 // serving picks those whose sockets are open.
-func serving(peers []peer) []peer {
-	return slices.DeleteFunc(slices.Clone(peers), func(p peer) bool { return p.role != roleKeeper })
+func serving(peers []process.Peer) []process.Peer {
+	return slices.DeleteFunc(slices.Clone(peers), func(p process.Peer) bool { return p.Role != process.RoleKeeper })
 }
 
 // Close ends the keeping as on_exit says, once the sockets are closed: it removes the rules and then
@@ -99,18 +104,18 @@ func (k *Keeper) Close(ctx context.Context) error {
 		return err
 	}
 	defer k.lockPeers(ctx)()
-	peers, peersErr := k.presence.others()
+	peers, peersErr := k.presence.Others()
 	errs := []error{err, peersErr}
 	switch {
 	case len(peers) > 0:
 		k.cfg.Log.Infof("interface %s and the rules are left to another localcache process, %s",
-			k.presence.owner, describePeers("/proc", peers))
+			k.presence.Owner, process.DescribePeers("/proc", peers))
 		if draining && len(serving(peers)) == 0 {
 			// It has not come to put its own rules in place, and may never do so.
 			errs = append(errs, k.apply(ctx, w, false))
 		}
 	case peersErr != nil:
-		k.cfg.Log.Warningf("interface %s and the rules stay, because another localcache process may use them", k.presence.owner)
+		k.cfg.Log.Warningf("interface %s and the rules stay, because another localcache process may use them", k.presence.Owner)
 	case !applied:
 		// Rules of an earlier process may be all that leads queries to the fallback.
 		rules := w.spec.OnExit == ExitRemove || k.looked && !k.found
@@ -121,12 +126,12 @@ func (k *Keeper) Close(ctx context.Context) error {
 		if draining {
 			errs = append(errs, k.apply(ctx, w, false))
 		}
-		k.cfg.Log.Infof("interface %s and the rules stay", k.presence.owner)
+		k.cfg.Log.Infof("interface %s and the rules stay", k.presence.Owner)
 	}
 	// Others look for us under the lock, so the name is given up under it too.
-	errs = append(errs, k.presence.leave())
-	k.board.update(func(s *Status) { s.Keeper, s.Draining = false, false })
-	return k.board.failed(errors.Join(errs...))
+	errs = append(errs, k.presence.Leave())
+	k.board.Update(func(s *status.Status) { s.Keeper, s.Draining = false, false })
+	return k.board.Failed(errors.Join(errs...))
 }
 
 // takeDown removes the rules, where they are to go, and then the link. All stays where another process has
@@ -136,7 +141,7 @@ func (k *Keeper) takeDown(ctx context.Context, w *wish, rules bool, link func() 
 	held, err := k.heldAtEnd(w)
 	if held || err != nil {
 		k.cfg.Log.Warningf("interface %s and the rules stay, because another process uses them or may do so; once it has ended, `localcache teardown` removes them",
-			k.presence.owner)
+			k.presence.Owner)
 		k.mu.Lock()
 		draining := k.draining
 		k.mu.Unlock()
@@ -150,7 +155,7 @@ func (k *Keeper) takeDown(ctx context.Context, w *wish, rules bool, link func() 
 	}
 	if err != nil {
 		return fmt.Errorf("rules are left, and therefore interface %s stays as it is; `localcache teardown` on this node removes both: %w",
-			k.presence.owner, err)
+			k.presence.Owner, err)
 	}
 	return link()
 }
@@ -161,7 +166,7 @@ func (k *Keeper) heldAtEnd(w *wish) (bool, error) {
 	defer k.mu.Unlock()
 	addrs := w.spec.Addresses
 	if w.spec.ManageInterface {
-		ours, err := k.link.ours(union(k.mine, addrs))
+		ours, err := k.link.Ours(union(k.mine, addrs))
 		if err != nil {
 			return false, err
 		}
@@ -184,7 +189,7 @@ func (k *Keeper) removeRules(ctx context.Context, w *wish) error {
 	defer cancel()
 	for said := false; ; said = true {
 		err := k.removeRulesOnce(ctx, w)
-		if !errors.Is(err, ErrLocked) {
+		if !errors.Is(err, rule.ErrLocked) {
 			return err
 		}
 		if !said {
@@ -203,7 +208,7 @@ func (k *Keeper) removeRulesOnce(ctx context.Context, w *wish) error {
 	if w.off() {
 		return nil
 	}
-	var firewalls []Firewall
+	var firewalls []rule.Backend
 	if w.fw != nil {
 		firewalls = append(firewalls, w.fw)
 	}
@@ -218,10 +223,10 @@ func (k *Keeper) removeRulesOnce(ctx context.Context, w *wish) error {
 		if len(removed) > 0 {
 			k.cfg.Log.Infof("removed with %s: %s", fw.Name(), few(removed))
 		}
-		errs = append(errs, rulesError(fw.Name(), err))
+		errs = append(errs, status.RulesError(fw.Name(), err))
 	}
 	err := errors.Join(errs...)
-	k.board.update(func(s *Status) { s.RulesInPlace = false })
+	k.board.Update(func(s *status.Status) { s.RulesInPlace = false })
 	return err
 }
 
@@ -231,10 +236,10 @@ func (k *Keeper) removeLink(w *wish) error {
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	removed, stays, err := k.link.remove(union(k.mine, w.spec.Addresses))
+	removed, stays, err := k.link.Remove(union(k.mine, w.spec.Addresses))
 	k.logRemoved(removed, stays)
 	if err == nil && stays == "" {
-		k.board.update(func(s *Status) { s.Kind, s.Up, s.AddressesMissing = "", false, w.spec.Addresses })
+		k.board.Update(func(s *status.Status) { s.Kind, s.Up, s.AddressesMissing = "", false, w.spec.Addresses })
 	}
 	return err
 }

@@ -8,13 +8,17 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/process"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 // memory is a packet filter in memory, as the kernel of one network namespace would hold it for several
 // processes: rules by front end and owner.
 type memory struct {
 	mu        sync.Mutex
-	rules     map[string][]Rule
+	rules     map[string][]rule.Rule
 	calls     []string // what changed it, in order
 	applyErr  error
 	removeErr error
@@ -25,7 +29,7 @@ type memory struct {
 	slowCalls int           // how many wait
 }
 
-func newMemory() *memory { return &memory{rules: map[string][]Rule{}} }
+func newMemory() *memory { return &memory{rules: map[string][]rule.Rule{}} }
 
 // set changes a field under the lock.
 func (m *memory) set(f func()) {
@@ -35,7 +39,7 @@ func (m *memory) set(f func()) {
 }
 
 // of returns the rules that one front end has for an owner.
-func (m *memory) of(name, owner string) []Rule {
+func (m *memory) of(name, owner string) []rule.Rule {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.rules[name+" "+owner])
@@ -67,7 +71,7 @@ func (f memoryFirewall) SocketMatch(context.Context, []netip.Addr) error {
 	return f.m.noSocket
 }
 
-func (f memoryFirewall) Apply(_ context.Context, rules []Rule) error {
+func (f memoryFirewall) Apply(_ context.Context, rules []rule.Rule) error {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	if f.m.applyErr != nil {
@@ -77,8 +81,8 @@ func (f memoryFirewall) Apply(_ context.Context, rules []Rule) error {
 	for _, dnat := range rules {
 		// While draining, an address with a fallback has nothing that keeps packets out of tracking on
 		// their way in.
-		if dnat.Verdict == DNAT && !slices.ContainsFunc(rules, func(r Rule) bool {
-			return r.Hook == RawPrerouting && r.Dst == dnat.Dst
+		if dnat.Verdict == rule.DNAT && !slices.ContainsFunc(rules, func(r rule.Rule) bool {
+			return r.Hook == rule.RawPrerouting && r.Dst == dnat.Dst
 		}) {
 			kind = "draining"
 		}
@@ -90,7 +94,7 @@ func (f memoryFirewall) Apply(_ context.Context, rules []Rule) error {
 	return nil
 }
 
-func (f memoryFirewall) Check(_ context.Context, rules []Rule) ([]string, error) {
+func (f memoryFirewall) Check(_ context.Context, rules []rule.Rule) ([]string, error) {
 	f.m.mu.Lock()
 	if slow := f.m.slow; slow != nil {
 		f.m.slowCalls++
@@ -106,9 +110,9 @@ func (f memoryFirewall) Check(_ context.Context, rules []Rule) ([]string, error)
 	return []string{fmt.Sprintf("%d rules, not %d", len(has), len(rules))}, nil
 }
 
-func (f memoryFirewall) Fallback(_ context.Context, like Rule) (servers []netip.AddrPort, err error) {
+func (f memoryFirewall) Fallback(_ context.Context, like rule.Rule) (servers []netip.AddrPort, err error) {
 	for _, r := range f.m.of(f.name, f.owner) {
-		if r.Verdict == DNAT && r.Dst == like.Dst && r.Proto == like.Proto {
+		if r.Verdict == rule.DNAT && r.Dst == like.Dst && r.Proto == like.Proto {
 			servers = append(servers, r.Targets...)
 		}
 	}
@@ -132,11 +136,11 @@ func (f memoryFirewall) Remove(context.Context) ([]string, error) {
 	return []string{fmt.Sprintf("%d rules", n)}, nil
 }
 
-func sameRules(a, b []Rule) bool {
-	return slices.EqualFunc(a, b, func(x, y Rule) bool { return fmt.Sprint(x) == fmt.Sprint(y) })
+func sameRules(a, b []rule.Rule) bool {
+	return slices.EqualFunc(a, b, func(x, y rule.Rule) bool { return fmt.Sprint(x) == fmt.Sprint(y) })
 }
 
-func (m *memory) detect(_ context.Context, c Choice, owner string, _ Logger) (Firewall, string, error) {
+func (m *memory) detect(_ context.Context, c Choice, owner string, _ rule.Logger) (rule.Backend, string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.detectErr != nil {
@@ -145,36 +149,36 @@ func (m *memory) detect(_ context.Context, c Choice, owner string, _ Logger) (Fi
 	return memoryFirewall{m, "memory-" + string(c), owner}, "the test asks for it", nil
 }
 
-func (m *memory) all(_ context.Context, owner string) []Firewall {
-	return []Firewall{memoryFirewall{m, "memory-auto", owner}, memoryFirewall{m, "memory-nftables", owner}}
+func (m *memory) All(_ context.Context, owner string) []rule.Backend {
+	return []rule.Backend{memoryFirewall{m, "memory-auto", owner}, memoryFirewall{m, "memory-nftables", owner}}
 }
 
 // process is a Keeper as one localcache process has it.
-type process struct {
+type testProcess struct {
 	t   *testing.T
 	k   *Keeper
 	m   *memory
-	log *testLog
+	log *nettest.Log
 }
 
-func newProcess(t *testing.T, n *namespace, m *memory) *process {
+func newProcess(t *testing.T, n *nettest.Namespace, m *memory) *testProcess {
 	t.Helper()
-	log := newTestLog(t)
-	k, err := NewKeeper(KeeperConfig{Log: log, Detect: m.detect, All: m.all, Go: n.Go})
-	must(t, err)
-	p := &process{t, k, m, log}
+	log := nettest.NewLog(t)
+	k, err := NewKeeper(KeeperConfig{Log: log, Detect: m.detect, All: m.All, Go: n.Go})
+	nettest.Must(t, err)
+	p := &testProcess{t, k, m, log}
 	// Names in the namespace live until the process ends or closes; a test is not to leave them to the
 	// next use of their descriptors.
 	t.Cleanup(func() {
 		if k.presence != nil {
-			k.presence.leave()
+			k.presence.Leave()
 		}
 	})
 	return p
 }
 
 // run starts Run in the namespace. The returned func ends it and waits; it may be called twice.
-func (p *process) run(n *namespace) (stop func()) {
+func (p *testProcess) Run(n *nettest.Namespace) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	n.Go(func() {
@@ -189,16 +193,16 @@ func (p *process) run(n *namespace) (stop func()) {
 }
 
 // start prepares and commits.
-func (p *process) start(s Spec) {
+func (p *testProcess) start(s Spec) {
 	p.t.Helper()
-	must(p.t, p.k.Prepare(context.Background(), s))
-	must(p.t, p.k.Commit(context.Background()))
+	nettest.Must(p.t, p.k.Prepare(context.Background(), s))
+	nettest.Must(p.t, p.k.Commit(context.Background()))
 }
 
 // die is SIGKILL as others see it: the names are gone, all else is as it was.
-func (p *process) die() {
+func (p *testProcess) die() {
 	p.t.Helper()
-	must(p.t, p.k.presence.leave())
+	nettest.Must(p.t, p.k.presence.Leave())
 }
 
 // keeperSpec is what most tests want: two addresses and a fallback for one of them.
@@ -206,7 +210,7 @@ func keeperSpec() Spec {
 	return Spec{
 		Interface:       "nodelocaldns",
 		ManageInterface: true,
-		Addresses:       slices.Clone(both),
+		Addresses:       slices.Clone(nettest.Both),
 		Port:            53,
 		Health:          []netip.AddrPort{netip.MustParseAddrPort("169.254.25.10:9254")},
 		Notrack:         ChoiceAuto,
@@ -228,4 +232,16 @@ func eventually(t *testing.T, what string, f func() bool) time.Duration {
 	}
 	t.Fatalf("it never came to be that %s", what)
 	return 0
+}
+
+// peerRoles lists what others say, for comparison.
+func peerRoles(t *testing.T, p *process.Presence) []process.PeerRole {
+	t.Helper()
+	peers, err := p.Others()
+	nettest.Must(t, err)
+	var roles []process.PeerRole
+	for _, q := range peers {
+		roles = append(roles, q.Role)
+	}
+	return roles
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // SetFallback makes udp and tcp (or udp for both, where tcp is empty) the fallback servers of what is in
@@ -52,10 +54,10 @@ func (k *Keeper) SetFallback(ctx context.Context, udp, tcp []netip.AddrPort) err
 	}
 	err = k.apply(ctx, &next, draining)
 	k.showWish(&next)
-	k.board.update(func(s *Status) { s.RulesInPlace = err == nil })
+	k.board.Update(func(s *status.Status) { s.RulesInPlace = err == nil })
 	next.applied = err == nil
 	if err != nil {
-		return k.board.failed(err)
+		return k.board.Failed(err)
 	}
 	if servers := next.fallback(); len(servers) > 0 {
 		var texts []string

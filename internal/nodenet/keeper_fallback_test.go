@@ -10,6 +10,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 func servers(s ...string) []netip.AddrPort {
@@ -36,7 +39,7 @@ func TestWithFallback(t *testing.T) {
 	}
 	other := s.WithFallback(servers("10.0.0.2:5353"), servers("10.0.0.2:5354"))
 	for _, r := range other.Plan(PlanOptions{}) {
-		if want := map[Proto]string{UDP: "10.0.0.2:5353", TCP: "10.0.0.2:5354"}[r.Proto]; r.Verdict == DNAT && r.Targets[0].String() != want {
+		if want := map[rule.Proto]string{rule.UDP: "10.0.0.2:5353", rule.TCP: "10.0.0.2:5354"}[r.Proto]; r.Verdict == rule.DNAT && r.Targets[0].String() != want {
 			t.Errorf("%s goes to %v, want %s", r.Proto, r.Targets, want)
 		}
 	}
@@ -45,18 +48,18 @@ func TestWithFallback(t *testing.T) {
 // The targets change while the process runs: one change of the rules, none where there is nothing to change,
 // and none by a process that does not keep the rules.
 func TestKeeperSetFallback(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	ctx := context.Background()
-	must(t, p.k.SetFallback(ctx, servers("10.0.0.9:53"), nil)) // nothing is in force
+	nettest.Must(t, p.k.SetFallback(ctx, servers("10.0.0.9:53"), nil)) // nothing is in force
 	spec := keeperSpec()
 	p.start(spec)
 	m.takeCalls()
 
 	udp, tcp := servers("10.0.0.2:53", "10.0.0.3:53"), servers("10.0.0.2:5353")
-	must(t, p.k.SetFallback(ctx, udp, tcp))
-	must(t, p.k.SetFallback(ctx, udp, tcp))
+	nettest.Must(t, p.k.SetFallback(ctx, udp, tcp))
+	nettest.Must(t, p.k.SetFallback(ctx, udp, tcp))
 	if calls := m.takeCalls(); !slices.Equal(calls, []string{"apply memory-auto normal"}) {
 		t.Errorf("calls %q, want one change", calls)
 	}
@@ -67,14 +70,14 @@ func TestKeeperSetFallback(t *testing.T) {
 	if s := p.k.Status(); len(s.Fallback) != 3 || !s.RulesInPlace {
 		t.Errorf("status %+v", s)
 	}
-	if lines := p.log.all(); !strings.Contains(lines[len(lines)-1], "10.0.0.2:53, 10.0.0.3:53, 10.0.0.2:5353") {
+	if lines := p.log.All(); !strings.Contains(lines[len(lines)-1], "10.0.0.2:53, 10.0.0.3:53, 10.0.0.2:5353") {
 		t.Errorf("log %q", lines)
 	}
 
 	// A Commit of something prepared before has the Spec's own servers, as written.
-	must(t, p.k.Prepare(ctx, spec))
-	must(t, p.k.SetFallback(ctx, servers("10.0.0.7:53"), nil))
-	must(t, p.k.Commit(ctx))
+	nettest.Must(t, p.k.Prepare(ctx, spec))
+	nettest.Must(t, p.k.SetFallback(ctx, servers("10.0.0.7:53"), nil))
+	nettest.Must(t, p.k.Commit(ctx))
 	if s := p.k.Status(); !slices.Equal(s.Fallback, spec.Fallback) {
 		t.Errorf("fallback %v after a reload", s.Fallback)
 	}
@@ -82,17 +85,17 @@ func TestKeeperSetFallback(t *testing.T) {
 	newer := newProcess(t, n, m)
 	newer.start(spec)
 	m.takeCalls()
-	must(t, p.k.SetFallback(ctx, udp, nil))
+	nettest.Must(t, p.k.SetFallback(ctx, udp, nil))
 	if calls := m.takeCalls(); len(calls) > 0 {
 		t.Errorf("%q by a process that does not keep the rules", calls)
 	}
 	newer.die()
-	must(t, p.k.checkRules(ctx)) // takes over, with its own servers
+	nettest.Must(t, p.k.checkRules(ctx)) // takes over, with its own servers
 	if got := m.of(autoName, "nodelocaldns"); !sameRules(got, spec.WithFallback(udp, nil).Plan(PlanOptions{})) {
 		t.Errorf("rules after the newer process has gone: %v", got)
 	}
 
-	must(t, p.k.Close(ctx))
+	nettest.Must(t, p.k.Close(ctx))
 	if err := p.k.SetFallback(ctx, udp, nil); !errors.Is(err, errClosed) {
 		t.Errorf("after Close: %v", err)
 	}
@@ -100,7 +103,7 @@ func TestKeeperSetFallback(t *testing.T) {
 
 // Servers that could not be put in place are what Run tries to put in place, and draining goes on.
 func TestKeeperSetFallbackFails(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	ctx := context.Background()
@@ -116,7 +119,7 @@ func TestKeeperSetFallbackFails(t *testing.T) {
 		t.Error("the status says that the rules are in place")
 	}
 	m.set(func() { m.applyErr = nil })
-	p.run(n)
+	p.Run(n)
 	want := spec.WithFallback(udp, nil)
 	eventually(t, "Run puts them in place", func() bool {
 		return sameRules(m.of(autoName, "nodelocaldns"), want.Plan(PlanOptions{})) && p.k.Status().RulesInPlace
@@ -129,25 +132,25 @@ func TestKeeperAdoptsFallback(t *testing.T) {
 	ctx := context.Background()
 	for _, backend := range append([]string{"memory"}, backends...) {
 		t.Run(backend, func(t *testing.T) {
-			n := newNamespace(t)
+			n := nettest.NewNamespace(t)
 			m := newMemory()
 			spec := keeperSpec()
 			spec.Fallback, spec.KeepFallback = nil, true
-			begin := func() *process {
+			begin := func() *testProcess {
 				p := newProcess(t, n, m)
 				if backend != "memory" {
 					fw := openBackend(t, backend, spec.Interface)
-					p.k.cfg.Detect = func(context.Context, Choice, string, Logger) (Firewall, string, error) {
+					p.k.cfg.Detect = func(context.Context, Choice, string, rule.Logger) (rule.Backend, string, error) {
 						return fw, "the test asks for it", nil
 					}
-					p.k.cfg.All = func(context.Context, string) []Firewall { return []Firewall{fw} }
+					p.k.cfg.All = func(context.Context, string) []rule.Backend { return []rule.Backend{fw} }
 				}
 				return p
 			}
 			udp := servers("10.0.0.2:53", "10.0.0.3:5353", "[fd00::2]:53")
 			tcp := servers("10.0.0.2:54", "[fd00::3]:53")
 			want := spec.WithFallback(udp, tcp)
-			fallback := func(p *process) string {
+			fallback := func(p *testProcess) string {
 				t.Helper()
 				p.k.mu.Lock()
 				defer p.k.mu.Unlock()
@@ -159,7 +162,7 @@ func TestKeeperAdoptsFallback(t *testing.T) {
 			if got := fallback(first); got != "[] []" {
 				t.Errorf("%s without anything to adopt", got)
 			}
-			must(t, first.k.SetFallback(ctx, udp, tcp))
+			nettest.Must(t, first.k.SetFallback(ctx, udp, tcp))
 			first.die()
 
 			second := begin()
@@ -191,22 +194,22 @@ func TestKeeperAdoptsFallback(t *testing.T) {
 func TestSetFallbackUnderTraffic(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			top := newTopology(t)
+			top := nettest.NewTopology(t)
 			fw := openBackend(t, backend, "lc0")
 			spec := testSpec()
 			first, second := spec.WithFallback(spec.Fallback[:1], nil), spec.WithFallback(spec.Fallback[1:], nil)
-			if len(spec.fallbackFor(spec.Addresses[0], UDP)) != 2 {
+			if len(spec.fallbackFor(spec.Addresses[0], rule.UDP)) != 2 {
 				t.Fatal("the test needs two servers of the first address's family, and they to be the first")
 			}
 			for _, f := range spec.Fallback {
-				top.dns.serve("dns-"+f.Addr().String(), f.String())
+				top.DNS.Serve("dns-"+f.Addr().String(), f.String())
 			}
 			to := net.JoinHostPort(spec.Addresses[0].String(), "53")
 			apply(t, fw, first.Plan(PlanOptions{}))
 			stop, done := make(chan struct{}), make(chan struct{})
 			answers := make(map[string]int)
 			var asked atomic.Int32
-			top.pod.Go(func() {
+			top.Pod.Go(func() {
 				defer close(done)
 				for {
 					select {
@@ -221,7 +224,7 @@ func TestSetFallbackUnderTraffic(t *testing.T) {
 							answers[err.Error()]++
 							continue
 						}
-						answers[ask(c)]++
+						answers[nettest.Ask(c)]++
 						c.Close()
 					}
 				}

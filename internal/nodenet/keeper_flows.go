@@ -8,6 +8,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/conntrack"
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/sockets"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // A flow that the fallback carried leaves its entry in connection tracking behind when sockets open: from then on
@@ -59,7 +64,7 @@ func (k *Keeper) forgetOld(ctx context.Context) {
 			nudge(k.wakeFlows)
 		}
 		text := ""
-		if err = k.board.failed(err); err != nil {
+		if err = k.board.Failed(err); err != nil {
 			text = err.Error()
 		}
 		if text != "" && text != said {
@@ -89,7 +94,7 @@ func (k *Keeper) rest(ctx context.Context) bool {
 func (k *Keeper) forgetOldOnce(ctx context.Context) (n int, more bool, err error) {
 	defer func() {
 		if err != nil {
-			err = &SetupError{ErrorConntrack, err}
+			err = &status.SetupError{Type: status.ErrorConntrack, Err: err}
 		}
 	}()
 	ours, err := k.untracked()
@@ -98,7 +103,7 @@ func (k *Keeper) forgetOldOnce(ctx context.Context) (n int, more bool, err error
 	}
 	readCtx, cancel := context.WithTimeout(ctx, flowsTimeout)
 	defer cancel()
-	flows, err := k.flows.find(readCtx, ours)
+	flows, err := k.flows.Find(readCtx, ours)
 	if err != nil || len(flows) == 0 {
 		return 0, false, err
 	}
@@ -119,11 +124,11 @@ func (k *Keeper) forgetOldOnce(ctx context.Context) (n int, more bool, err error
 	}
 	deleteCtx, cancel := context.WithTimeout(ctx, flowsTurn)
 	defer cancel()
-	n, err = k.flows.forget(deleteCtx, flows)
+	n, err = k.flows.Forget(deleteCtx, flows)
 	if n > 0 && errors.Is(err, context.DeadlineExceeded) {
 		return n, true, nil
 	}
-	return n, err == nil && len(flows) >= maxFlows, err
+	return n, err == nil && len(flows) >= conntrack.MaxFlows, err
 }
 
 // undamaged reports whether the rules are in place at this moment and were not put back just now. What cannot be read
@@ -145,7 +150,7 @@ func (k *Keeper) undamaged(ctx context.Context) bool {
 // socket are in place, nothing is drained, and a socket of this process is what they find. A fallback of one of
 // them is not in use then, nor is kube-proxy, where the address is a Service's. Of an address that no server block
 // is bound to none is listed: its queries are the fallback's all the time.
-func (k *Keeper) untracked() ([]service, error) {
+func (k *Keeper) untracked() ([]conntrack.Service, error) {
 	k.mu.Lock()
 	w, draining, closed := k.committed, k.draining, k.closed
 	k.mu.Unlock()
@@ -160,35 +165,35 @@ func (k *Keeper) untracked() ([]service, error) {
 }
 
 // openServices lists those that a socket of this process takes new queries of.
-func openServices(addrs []netip.Addr, port uint16, wildcard bool) ([]service, error) {
-	open := make(map[service]bool)
-	add := func(proto Proto, fd int, at netip.AddrPort) {
+func openServices(addrs []netip.Addr, port uint16, wildcard bool) ([]conntrack.Service, error) {
+	open := make(map[conntrack.Service]bool)
+	add := func(proto rule.Proto, fd int, at netip.AddrPort) {
 		for _, a := range addrs {
 			if at.Addr() == a || at.Addr().IsUnspecified() && takes(fd, at.Addr(), a) {
-				open[service{proto, netip.AddrPortFrom(a, port)}] = true
+				open[conntrack.Service{Proto: proto, At: netip.AddrPortFrom(a, port)}] = true
 			}
 		}
 	}
-	err := eachSocket(unix.SOCK_DGRAM, addrs, port, wildcard, func(fd int, at netip.AddrPort, _ unix.Sockaddr) error {
+	err := sockets.EachSocket(unix.SOCK_DGRAM, addrs, port, wildcard, func(fd int, at netip.AddrPort, _ unix.Sockaddr) error {
 		// One with a peer has been left; see leaveUDP.
 		if _, err := unix.Getpeername(fd); err != nil {
-			add(UDP, fd, at)
+			add(rule.UDP, fd, at)
 		}
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	err = eachSocket(unix.SOCK_STREAM, addrs, port, wildcard, func(fd int, at netip.AddrPort, _ unix.Sockaddr) error {
+	err = sockets.EachSocket(unix.SOCK_STREAM, addrs, port, wildcard, func(fd int, at netip.AddrPort, _ unix.Sockaddr) error {
 		if listens, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err == nil && listens != 0 {
-			add(TCP, fd, at)
+			add(rule.TCP, fd, at)
 		}
 		return nil
 	})
-	var list []service
+	var list []conntrack.Service
 	for _, a := range addrs {
-		for _, p := range []Proto{UDP, TCP} {
-			if s := (service{p, netip.AddrPortFrom(a, port)}); open[s] {
+		for _, p := range []rule.Proto{rule.UDP, rule.TCP} {
+			if s := (conntrack.Service{Proto: p, At: netip.AddrPortFrom(a, port)}); open[s] {
 				list = append(list, s)
 			}
 		}

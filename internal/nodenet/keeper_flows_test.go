@@ -13,21 +13,27 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/conntrack"
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/sockets"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // memoryFlows is connection tracking in memory: it is asked for services and has one entry for each.
 type memoryFlows struct {
 	mu      sync.Mutex
-	asked   [][]service
+	asked   [][]conntrack.Service
 	err     error
 	found   int    // entries, in place of one for each service
 	during  func() // while it is read
 	deleted int
 }
 
-func (m *memoryFlows) table() flowTable {
-	return flowTable{
-		find: func(_ context.Context, to []service) ([]flow, error) {
+func (m *memoryFlows) table() conntrack.Table {
+	return conntrack.Table{
+		Find: func(_ context.Context, to []conntrack.Service) ([]conntrack.Flow, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.asked = append(m.asked, to)
@@ -38,9 +44,9 @@ func (m *memoryFlows) table() flowTable {
 			if m.found > 0 {
 				n = m.found
 			}
-			return make([]flow, n), m.err
+			return make([]conntrack.Flow, n), m.err
 		},
-		forget: func(_ context.Context, flows []flow) (int, error) {
+		Forget: func(_ context.Context, flows []conntrack.Flow) (int, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
 			m.deleted += len(flows)
@@ -61,7 +67,7 @@ func (m *memoryFlows) rounds() (n int) { m.set(func() { n = len(m.asked) }); ret
 func (m *memoryFlows) forgotten() (n int) { m.set(func() { n = m.deleted }); return n }
 
 // flowsProcess is a process with a connection tracking of its own, and what it is to serve.
-func flowsProcess(t *testing.T, n *namespace) (*process, *memoryFlows, Spec) {
+func flowsProcess(t *testing.T, n *nettest.Namespace) (*testProcess, *memoryFlows, Spec) {
 	t.Helper()
 	p := newProcess(t, n, newMemory())
 	m := &memoryFlows{}
@@ -70,17 +76,17 @@ func flowsProcess(t *testing.T, n *namespace) (*process, *memoryFlows, Spec) {
 }
 
 // serve opens sockets at the addresses in the midst of a start, as a server does.
-func (p *process) serve(n *namespace, spec Spec, addrs ...netip.Addr) []*server {
+func (p *testProcess) Serve(n *nettest.Namespace, spec Spec, addrs ...netip.Addr) []*nettest.Server {
 	p.t.Helper()
 	ctx := context.Background()
-	must(p.t, p.k.Prepare(ctx, spec))
+	nettest.Must(p.t, p.k.Prepare(ctx, spec))
 	all := openSockets(p.t, n, addrs...)
-	must(p.t, p.k.Commit(ctx))
+	nettest.Must(p.t, p.k.Commit(ctx))
 	return all
 }
 
 // forgetOld does at once what the keeper does after a rest.
-func (p *process) forgetOld(ctx context.Context) (n int, more bool, err error) {
+func (p *testProcess) forgetOld(ctx context.Context) (n int, more bool, err error) {
 	select {
 	case <-p.k.wakeFlows:
 	default:
@@ -88,31 +94,31 @@ func (p *process) forgetOld(ctx context.Context) (n int, more bool, err error) {
 	return p.k.forgetOldOnce(ctx)
 }
 
-func servicesAt(port uint16, protos []Proto, addrs ...netip.Addr) (s []service) {
+func servicesAt(port uint16, protos []rule.Proto, addrs ...netip.Addr) (s []conntrack.Service) {
 	for _, a := range addrs {
 		for _, p := range protos {
-			s = append(s, service{p, netip.AddrPortFrom(a, port)})
+			s = append(s, conntrack.Service{Proto: p, At: netip.AddrPortFrom(a, port)})
 		}
 	}
 	return s
 }
 
 // openSockets opens what a server has open at the addresses, until the end of the test at the latest.
-func openSockets(t *testing.T, n *namespace, addrs ...netip.Addr) (all []*server) {
+func openSockets(t *testing.T, n *nettest.Namespace, addrs ...netip.Addr) (all []*nettest.Server) {
 	t.Helper()
 	for _, a := range addrs {
-		all = append(all, n.serve("local", net.JoinHostPort(a.String(), "53")))
+		all = append(all, n.Serve("local", net.JoinHostPort(a.String(), "53")))
 	}
 	return all
 }
 
 // Old entries are deleted once rules and sockets are there, after a repair and a reload again, and at no other time.
 func TestKeeperForgetsFlows(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	p, m, spec := flowsProcess(t, n)
 	ctx := context.Background()
-	p.serve(n, spec, both...)
-	p.run(n)
+	p.Serve(n, spec, nettest.Both...)
+	p.Run(n)
 	forgotten := func(times int) {
 		t.Helper()
 		eventually(t, "the entries are forgotten", func() bool { return m.forgotten() == 4*times })
@@ -122,19 +128,19 @@ func TestKeeperForgetsFlows(t *testing.T) {
 		}
 	}
 	forgotten(1)
-	if want := servicesAt(53, []Proto{UDP, TCP}, both...); !slices.Equal(m.asked[0], want) {
+	if want := servicesAt(53, []rule.Proto{rule.UDP, rule.TCP}, nettest.Both...); !slices.Equal(m.asked[0], want) {
 		t.Errorf("asked for %v, want %v", m.asked[0], want)
 	}
 	p.start(spec)
 	forgotten(2)
 	fw := p.k.committed.fw.(memoryFirewall)
 	fw.m.set(func() { clear(fw.m.rules) })
-	must(t, p.k.checkRules(ctx))
+	nettest.Must(t, p.k.checkRules(ctx))
 	forgotten(3)
-	must(t, p.k.checkRules(ctx))
-	must(t, p.k.SetFallback(ctx, servers("10.0.0.9:53"), nil))
+	nettest.Must(t, p.k.checkRules(ctx))
+	nettest.Must(t, p.k.SetFallback(ctx, servers("10.0.0.9:53"), nil))
 	forgotten(3)
-	if lines := strings.Join(p.log.all(), "\n"); strings.Count(lines, "has forgotten 4 flows") != 3 {
+	if lines := strings.Join(p.log.All(), "\n"); strings.Count(lines, "has forgotten 4 flows") != 3 {
 		t.Errorf("log:\n%s", lines)
 	}
 }
@@ -143,45 +149,45 @@ func TestKeeperForgetsFlows(t *testing.T) {
 func TestKeeperForgetsOwnFlowsOnly(t *testing.T) {
 	for _, c := range []struct {
 		name   string
-		change func(*Spec, *process)
-		open   func(t *testing.T, n *namespace)
-		want   []service
+		change func(*Spec, *testProcess)
+		open   func(t *testing.T, n *nettest.Namespace)
+		want   []conntrack.Service
 	}{
-		{"no sockets", nil, func(*testing.T, *namespace) {}, nil},
-		{"one address of two", nil, func(t *testing.T, n *namespace) { openSockets(t, n, both[1]) }, servicesAt(53, []Proto{UDP, TCP}, both[1])},
-		{"another port", func(s *Spec, _ *process) { s.Port = 54 }, func(t *testing.T, n *namespace) { openSockets(t, n, both...) }, nil},
-		{"somebody's wildcard sockets", nil, func(_ *testing.T, n *namespace) { n.serve("other", "[::]:53") }, nil},
-		{"our wildcard sockets", func(s *Spec, _ *process) { s.Wildcard = true },
-			func(_ *testing.T, n *namespace) { n.serve("local", "[::]:53") }, servicesAt(53, []Proto{UDP, TCP}, both...)},
-		{"our wildcard sockets of IPv4", func(s *Spec, _ *process) { s.Wildcard = true },
-			func(_ *testing.T, n *namespace) { n.serve("local", "0.0.0.0:53") }, servicesAt(53, []Proto{UDP, TCP}, both[0])},
-		{"UDP left", nil, func(t *testing.T, n *namespace) {
-			openSockets(t, n, both[0])
-			if left, err := leaveUDP(both, 53, false); left != 1 || err != nil {
+		{"no sockets", nil, func(*testing.T, *nettest.Namespace) {}, nil},
+		{"one address of two", nil, func(t *testing.T, n *nettest.Namespace) { openSockets(t, n, nettest.Both[1]) }, servicesAt(53, []rule.Proto{rule.UDP, rule.TCP}, nettest.Both[1])},
+		{"another port", func(s *Spec, _ *testProcess) { s.Port = 54 }, func(t *testing.T, n *nettest.Namespace) { openSockets(t, n, nettest.Both...) }, nil},
+		{"somebody's wildcard sockets", nil, func(_ *testing.T, n *nettest.Namespace) { n.Serve("other", "[::]:53") }, nil},
+		{"our wildcard sockets", func(s *Spec, _ *testProcess) { s.Wildcard = true },
+			func(_ *testing.T, n *nettest.Namespace) { n.Serve("local", "[::]:53") }, servicesAt(53, []rule.Proto{rule.UDP, rule.TCP}, nettest.Both...)},
+		{"our wildcard sockets of IPv4", func(s *Spec, _ *testProcess) { s.Wildcard = true },
+			func(_ *testing.T, n *nettest.Namespace) { n.Serve("local", "0.0.0.0:53") }, servicesAt(53, []rule.Proto{rule.UDP, rule.TCP}, nettest.Both[0])},
+		{"UDP left", nil, func(t *testing.T, n *nettest.Namespace) {
+			openSockets(t, n, nettest.Both[0])
+			if left, err := sockets.LeaveUDP(nettest.Both, 53, false); left != 1 || err != nil {
 				t.Fatalf("left %d sockets: %v", left, err)
 			}
-		}, servicesAt(53, []Proto{TCP}, both[0])},
-		{"no rules", func(s *Spec, _ *process) { s.Notrack, s.Fallback = ChoiceOff, nil },
-			func(t *testing.T, n *namespace) { openSockets(t, n, both...) }, nil},
-		{"no socket match", func(_ *Spec, p *process) { p.m.noSocket = errors.New("none in the test") },
-			func(t *testing.T, n *namespace) { openSockets(t, n, both...) }, nil},
+		}, servicesAt(53, []rule.Proto{rule.TCP}, nettest.Both[0])},
+		{"no rules", func(s *Spec, _ *testProcess) { s.Notrack, s.Fallback = ChoiceOff, nil },
+			func(t *testing.T, n *nettest.Namespace) { openSockets(t, n, nettest.Both...) }, nil},
+		{"no socket match", func(_ *Spec, p *testProcess) { p.m.noSocket = errors.New("none in the test") },
+			func(t *testing.T, n *nettest.Namespace) { openSockets(t, n, nettest.Both...) }, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			n := newNamespace(t)
+			n := nettest.NewNamespace(t)
 			p, m, spec := flowsProcess(t, n)
 			if c.change != nil {
 				c.change(&spec, p)
 			}
 			ctx := context.Background()
-			must(t, p.k.Prepare(ctx, spec))
+			nettest.Must(t, p.k.Prepare(ctx, spec))
 			c.open(t, n)
-			must(t, p.k.Commit(ctx))
+			nettest.Must(t, p.k.Commit(ctx))
 			got, _, err := p.forgetOld(ctx)
-			must(t, err)
+			nettest.Must(t, err)
 			if got != len(c.want) {
 				t.Errorf("%d entries forgotten, want %d", got, len(c.want))
 			}
-			var asked []service
+			var asked []conntrack.Service
 			if len(m.asked) > 0 {
 				asked = m.asked[0]
 			}
@@ -196,29 +202,33 @@ func TestKeeperForgetsOwnFlowsOnly(t *testing.T) {
 // table is read.
 func TestKeeperForgetsNothingInUse(t *testing.T) {
 	for _, late := range []bool{false, true} {
-		for name, change := range map[string]func(p *process, n *namespace, local []*server){
-			"draining": func(p *process, _ *namespace, _ []*server) { must(p.t, p.k.Drain(context.Background())) },
-			"closed":   func(p *process, _ *namespace, _ []*server) { must(p.t, p.k.Close(context.Background())) },
-			"a socket closed": func(_ *process, _ *namespace, local []*server) {
-				local[0].close()
+		for name, change := range map[string]func(p *testProcess, n *nettest.Namespace, local []*nettest.Server){
+			"draining": func(p *testProcess, _ *nettest.Namespace, _ []*nettest.Server) {
+				nettest.Must(p.t, p.k.Drain(context.Background()))
 			},
-			"a newer process": func(p *process, n *namespace, _ []*server) {
+			"closed": func(p *testProcess, _ *nettest.Namespace, _ []*nettest.Server) {
+				nettest.Must(p.t, p.k.Close(context.Background()))
+			},
+			"a socket closed": func(_ *testProcess, _ *nettest.Namespace, local []*nettest.Server) {
+				local[0].Close()
+			},
+			"a newer process": func(p *testProcess, n *nettest.Namespace, _ []*nettest.Server) {
 				newProcess(p.t, n, p.m).start(keeperSpec())
 			},
 		} {
 			t.Run(name, func(t *testing.T) {
-				n := newNamespace(t)
+				n := nettest.NewNamespace(t)
 				p, m, spec := flowsProcess(t, n)
 				ctx := context.Background()
-				local := p.serve(n, spec, both...)
+				local := p.Serve(n, spec, nettest.Both...)
 				if late {
 					m.during = func() { change(p, n, local) }
 				} else {
 					change(p, n, local)
-					must(t, p.k.checkRules(ctx)) // learns of other processes
+					nettest.Must(t, p.k.checkRules(ctx)) // learns of other processes
 				}
 				got, _, err := p.forgetOld(ctx)
-				must(t, err)
+				nettest.Must(t, err)
 				want := 0
 				if name == "a socket closed" && !late {
 					want = 2 // those of the other address
@@ -234,16 +244,16 @@ func TestKeeperForgetsNothingInUse(t *testing.T) {
 // Another program has just damaged the rules, which no check has found yet: the fallback may have taken up what is in
 // the table. After the repair it is tried again.
 func TestKeeperForgetsNothingWhileDamaged(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	p, m, spec := flowsProcess(t, n)
 	ctx := context.Background()
-	p.serve(n, spec, both...)
+	p.Serve(n, spec, nettest.Both...)
 	fw := p.k.committed.fw.(memoryFirewall)
 	fw.m.set(func() { clear(fw.m.rules) })
 	if got, more, err := p.forgetOld(ctx); got != 0 || m.forgotten() != 0 || !more || err != nil {
 		t.Errorf("%d forgotten, %d deleted, more %v, %v", got, m.forgotten(), more, err)
 	}
-	must(t, p.k.checkRules(ctx))
+	nettest.Must(t, p.k.checkRules(ctx))
 	if got, more, err := p.k.forgetOldOnce(ctx); got != 0 || m.forgotten() != 0 || !more || err != nil {
 		t.Errorf("right after the repair: %d forgotten, %d deleted, more %v, %v", got, m.forgotten(), more, err)
 	}
@@ -279,14 +289,14 @@ func TestFlowsRest(t *testing.T) {
 
 // A kernel without the means is told of once and counted each time, and takes nothing else away.
 func TestKeeperCannotForgetFlows(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	p, m, spec := flowsProcess(t, n)
-	m.err = explainConntrack(unix.EPERM)
-	p.serve(n, spec, both...)
-	p.run(n)
+	m.err = conntrack.Explain(unix.EPERM)
+	p.Serve(n, spec, nettest.Both...)
+	p.Run(n)
 	counted := func(want uint64) {
 		t.Helper()
-		eventually(t, "it is counted", func() bool { return p.k.Status().Errors[ErrorConntrack] == want })
+		eventually(t, "it is counted", func() bool { return p.k.Status().Errors[status.ErrorConntrack] == want })
 	}
 	counted(1)
 	time.Sleep(100 * time.Millisecond)
@@ -300,7 +310,7 @@ func TestKeeperCannotForgetFlows(t *testing.T) {
 	p.start(spec)
 	eventually(t, "the entries are forgotten", func() bool { return m.forgotten() == 4 })
 	warnings := 0
-	for _, line := range p.log.all() {
+	for _, line := range p.log.All() {
 		if strings.HasPrefix(line, "WARN") {
 			warnings++
 		}
@@ -312,12 +322,12 @@ func TestKeeperCannotForgetFlows(t *testing.T) {
 
 // More entries than are held at a time take several rounds.
 func TestKeeperForgetsManyFlows(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	p, m, spec := flowsProcess(t, n)
-	m.found = maxFlows
-	p.serve(n, spec, both[0])
-	p.run(n)
+	m.found = conntrack.MaxFlows
+	p.Serve(n, spec, nettest.Both[0])
+	p.Run(n)
 	eventually(t, "there is a second round", func() bool { return m.rounds() >= 2 })
 	m.set(func() { m.found = 1 })
-	eventually(t, "the last is forgotten", func() bool { return m.forgotten()%maxFlows == 1 })
+	eventually(t, "the last is forgotten", func() bool { return m.forgotten()%conntrack.MaxFlows == 1 })
 }

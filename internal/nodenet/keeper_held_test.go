@@ -6,12 +6,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/process"
 )
 
 // nodeCache starts a process that answers at addr and takes no names.
 func nodeCache(t *testing.T, addr netip.Addr) (end func()) {
 	t.Helper()
-	_, end = startChild(t, childSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(addr, dnsPort)}})
+	_, end = nettest.StartChild(t, nettest.ChildSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(addr, process.DNSPort)}})
 	return end
 }
 
@@ -27,27 +30,27 @@ func countLines(lines []string, has string) int {
 
 // An address that nobody of localcache wants stays while another process has a socket on it.
 func TestKeeperSurplusHeld(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	first := newProcess(t, n, m)
 	first.start(otherSpec()) // with 10.96.0.10
 	first.die()
-	end := nodeCache(t, local4b)
+	end := nodeCache(t, nettest.Local4b)
 
 	p := newProcess(t, n, m)
 	p.start(keeperSpec())
 	for range 3 {
 		checkNow(t, p)
 	}
-	if got := addrsOn(t, "nodelocaldns"); !slices.Contains(got, "10.96.0.10/32") {
+	if got := nettest.AddrsOn(t, "nodelocaldns"); !slices.Contains(got, "10.96.0.10/32") {
 		t.Errorf("it was taken from a living process: %v are left", got)
 	}
-	if n := countLines(p.log.all(), "at 10.96.0.10:53"); n != 1 {
+	if n := countLines(p.log.All(), "at 10.96.0.10:53"); n != 1 {
 		t.Errorf("said %d times why it stays, want once", n)
 	}
 	end()
 	checkNow(t, p)
-	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"169.254.25.10/32", "fd00:10::10/128"}) {
+	if got := nettest.AddrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"169.254.25.10/32", "fd00:10::10/128"}) {
 		t.Errorf("when the process has ended: %v", got)
 	}
 }
@@ -55,9 +58,9 @@ func TestKeeperSurplusHeld(t *testing.T) {
 // At its end a process removes nothing that another one answers through, be it an address of its own or
 // one that it has left to it.
 func TestKeeperEndHeld(t *testing.T) {
-	for _, addr := range []netip.Addr{local4, local4b} {
+	for _, addr := range []netip.Addr{nettest.Local4, nettest.Local4b} {
 		t.Run(addr.String(), func(t *testing.T) {
-			n := newNamespace(t)
+			n := nettest.NewNamespace(t)
 			m := newMemory()
 			ctx := context.Background()
 			first := newProcess(t, n, m)
@@ -68,16 +71,16 @@ func TestKeeperEndHeld(t *testing.T) {
 			spec := keeperSpec()
 			spec.OnExit = ExitRemove
 			p.start(spec)
-			before := addrsOn(t, "nodelocaldns")
-			must(t, p.k.Drain(ctx))
-			must(t, p.k.Close(ctx))
-			if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, before) {
+			before := nettest.AddrsOn(t, "nodelocaldns")
+			nettest.Must(t, p.k.Drain(ctx))
+			nettest.Must(t, p.k.Close(ctx))
+			if got := nettest.AddrsOn(t, "nodelocaldns"); !slices.Equal(got, before) {
 				t.Errorf("addresses %v, before %v", got, before)
 			}
 			if got := m.of(autoName, "nodelocaldns"); !sameRules(got, spec.Plan(PlanOptions{})) {
 				t.Errorf("rules %v", got)
 			}
-			if countLines(p.log.all(), "`localcache teardown`") != 1 {
+			if countLines(p.log.All(), "`localcache teardown`") != 1 {
 				t.Error("it does not say what is left and what to do")
 			}
 		})
@@ -86,28 +89,28 @@ func TestKeeperEndHeld(t *testing.T) {
 
 // A start that fails removes what it has made, but for what somebody has come to answer at.
 func TestKeeperUndoHeld(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	p := newProcess(t, n, newMemory())
-	must(t, p.k.Prepare(context.Background(), keeperSpec()))
-	nodeCache(t, local4)
-	must(t, p.k.Rollback(context.Background()))
-	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"169.254.25.10/32"}) {
+	nettest.Must(t, p.k.Prepare(context.Background(), keeperSpec()))
+	nodeCache(t, nettest.Local4)
+	nettest.Must(t, p.k.Rollback(context.Background()))
+	if got := nettest.AddrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"169.254.25.10/32"}) {
 		t.Errorf("addresses %v", got)
 	}
 }
 
 // A start beside a newer process says that the rules are that one's, once.
 func TestKeeperStartsBesideNewer(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p, newer := newProcess(t, n, m), newProcess(t, n, m)
-	must(t, p.k.Prepare(context.Background(), keeperSpec()))
-	must(t, p.k.presence.keep()) // it has its turn, and is overtaken
+	nettest.Must(t, p.k.Prepare(context.Background(), keeperSpec()))
+	nettest.Must(t, p.k.presence.Keep()) // it has its turn, and is overtaken
 	newer.start(otherSpec())
-	p.log.all()
-	must(t, p.k.Commit(context.Background()))
+	p.log.All()
+	nettest.Must(t, p.k.Commit(context.Background()))
 	checkNow(t, p)
-	if n := countLines(p.log.all(), "left to a newer localcache process"); n != 1 {
+	if n := countLines(p.log.All(), "left to a newer localcache process"); n != 1 {
 		t.Errorf("said %d times to whom the rules are left, want once", n)
 	}
 	if p.k.Status().Keeper {

@@ -4,10 +4,14 @@ import (
 	"context"
 	"strings"
 	"testing"
+
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // kernelProcess is a Keeper with the real front ends.
-func kernelProcess(t *testing.T, n *namespace) *process {
+func kernelProcess(t *testing.T, n *nettest.Namespace) *testProcess {
 	t.Helper()
 	p := newProcess(t, n, nil)
 	p.k.cfg.Detect, p.k.cfg.All = DetectFirewall, AllFirewalls
@@ -15,40 +19,40 @@ func kernelProcess(t *testing.T, n *namespace) *process {
 }
 
 // inPlace reads the kernel back through a front end of the test's own.
-func inPlace(t *testing.T, choice Choice, rules []Rule) []string {
+func inPlace(t *testing.T, choice Choice, rules []rule.Rule) []string {
 	t.Helper()
-	ctx := testContext(t)
-	fw, _, err := DetectFirewall(ctx, choice, "nodelocaldns", newTestLog(t))
-	must(t, err)
+	ctx := nettest.Context(t)
+	fw, _, err := DetectFirewall(ctx, choice, "nodelocaldns", nettest.NewLog(t))
+	nettest.Must(t, err)
 	diffs, err := fw.Check(ctx, rules)
-	must(t, err)
+	nettest.Must(t, err)
 	return diffs
 }
 
 // The whole life of a process with the real packet filters: start, flushed rules, reload to another
 // front end, a second process, drain, end, teardown.
 func TestKeeperInKernel(t *testing.T) {
-	need(t, "iptables", "nft")
+	nettest.Need(t, "iptables", "nft")
 	for _, c := range []struct{ first, then Choice }{
 		{ChoiceNFTables, ChoiceIPTables},
 		{ChoiceIPTables, ChoiceNFTables},
 	} {
 		t.Run(string(c.first), func(t *testing.T) {
-			n := newNamespace(t)
+			n := nettest.NewNamespace(t)
 			ctx := context.Background()
-			empty := ruleset(t)
+			empty := nettest.Ruleset(t)
 			spec := keeperSpec()
 			spec.Notrack, spec.OnExit = c.first, ExitRemove
 			p := kernelProcess(t, n)
 			p.start(spec)
-			stop := p.run(n)
+			stop := p.Run(n)
 			noSocket := !p.k.Status().SocketMatch
 			if diffs := inPlace(t, c.first, spec.Plan(PlanOptions{NoSocketMatch: noSocket})); len(diffs) > 0 {
 				t.Errorf("after the start: %q", diffs)
 			}
 
-			sh(t, "nft flush ruleset")
-			eventually(t, "the rules are back", func() bool { return p.k.Status().Repairs[RepairRules] == 1 })
+			nettest.Run(t, "nft flush ruleset")
+			eventually(t, "the rules are back", func() bool { return p.k.Status().Repairs[status.RepairRules] == 1 })
 			if diffs := inPlace(t, c.first, spec.Plan(PlanOptions{NoSocketMatch: noSocket})); len(diffs) > 0 {
 				t.Errorf("after the repair: %q", diffs)
 			}
@@ -58,12 +62,12 @@ func TestKeeperInKernel(t *testing.T) {
 			next.Notrack = c.then
 			second := kernelProcess(t, n)
 			second.start(next)
-			if got := second.k.Status().Repairs[RepairLeftovers]; got != 1 {
+			if got := second.k.Status().Repairs[status.RepairLeftovers]; got != 1 {
 				t.Errorf("left in %s: cleaned up %d times", c.first, got)
 			}
-			must(t, p.k.checkRules(ctx))
+			nettest.Must(t, p.k.checkRules(ctx))
 			stop()
-			must(t, p.k.Close(ctx))
+			nettest.Must(t, p.k.Close(ctx))
 			noSocket = !second.k.Status().SocketMatch
 			if diffs := inPlace(t, c.then, next.Plan(PlanOptions{NoSocketMatch: noSocket})); len(diffs) > 0 {
 				t.Errorf("after the first has gone: %q", diffs)
@@ -71,19 +75,19 @@ func TestKeeperInKernel(t *testing.T) {
 			if diffs := inPlace(t, c.first, nil); len(diffs) > 0 {
 				t.Errorf("still in %s: %q", c.first, diffs)
 			}
-			must(t, second.k.Drain(ctx))
+			nettest.Must(t, second.k.Drain(ctx))
 			if !noSocket {
 				if diffs := inPlace(t, c.then, next.Plan(PlanOptions{Draining: true})); len(diffs) > 0 {
 					t.Errorf("while draining: %q", diffs)
 				}
 			}
-			must(t, second.k.Close(ctx))
+			nettest.Must(t, second.k.Close(ctx))
 			for _, choice := range []Choice{c.first, c.then} {
 				if diffs := inPlace(t, choice, nil); len(diffs) > 0 {
 					t.Errorf("after the end, in %s: %q", choice, diffs)
 				}
 			}
-			if linkExists(t, "nodelocaldns") {
+			if nettest.LinkExists(t, "nodelocaldns") {
 				t.Error("after the end, the interface is still there")
 			}
 
@@ -93,11 +97,11 @@ func TestKeeperInKernel(t *testing.T) {
 			third.start(spec)
 			third.die()
 			r := Teardown(ctx, TeardownConfig{Log: p.log})
-			must(t, r.Err())
-			if !r.Removed() || linkExists(t, "nodelocaldns") {
+			nettest.Must(t, r.Err())
+			if !r.Removed() || nettest.LinkExists(t, "nodelocaldns") {
 				t.Errorf("teardown: %q", lines(r))
 			}
-			if after := ruleset(t); strings.Contains(after, "169.254.25.10") {
+			if after := nettest.Ruleset(t); strings.Contains(after, "169.254.25.10") {
 				t.Errorf("left after the teardown:\n%s\nwhere there was at first:\n%s", after, empty)
 			}
 		})

@@ -6,6 +6,11 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"localcache.dev/localcache/internal/nodenet/link"
+	"localcache.dev/localcache/internal/nodenet/process"
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // few words a list for a log line.
@@ -49,18 +54,18 @@ func (k *Keeper) Commit(ctx context.Context) error {
 	w := k.committed
 	k.draining = false
 	k.mu.Unlock()
-	k.board.update(func(s *Status) { s.Draining = false })
+	k.board.Update(func(s *status.Status) { s.Draining = false })
 	defer nudge(k.wakeRules)
 	defer nudge(k.wakeLink)
 
 	defer k.lockPeers(ctx)()
-	if err := k.presence.keep(); err != nil {
-		k.cfg.Log.Warningf("other localcache processes cannot see that this one keeps the rules: %v", k.board.failed(err))
+	if err := k.presence.Keep(); err != nil {
+		k.cfg.Log.Warningf("other localcache processes cannot see that this one keeps the rules: %v", k.board.Failed(err))
 	}
 	k.showWish(w)
 	linkErr := k.checkLink()
 	err = k.bringIn(ctx, w)
-	return errors.Join(linkErr, k.board.failed(err))
+	return errors.Join(linkErr, k.board.Failed(err))
 }
 
 // bringIn applies w where this process keeps the rules, and clears up after earlier wishes. The lock
@@ -75,7 +80,7 @@ func (k *Keeper) bringIn(ctx context.Context, w *wish) error {
 	k.mu.Unlock()
 	err := k.apply(ctx, w, draining)
 	k.showWish(w)
-	k.board.update(func(s *Status) { s.RulesInPlace = err == nil })
+	k.board.Update(func(s *status.Status) { s.RulesInPlace = err == nil })
 	w.applied = err == nil
 	if err != nil {
 		return err
@@ -95,25 +100,25 @@ func (k *Keeper) succeeded(w *wish) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.applied = true
-	k.made = linkChanges{}
+	k.made = link.Changes{}
 }
 
 // keeps tells whether this process is the one that keeps the rules, and says so when that changes.
 // Where others cannot be looked for it is: rules that two processes repair are better than rules that
 // nobody does.
 func (k *Keeper) keeps() bool {
-	peers, err := k.presence.others()
-	k.complain(woePresence, k.board.failed(err))
-	newer, older := k.presence.newer(peers)
-	was := k.board.snapshot().Keeper
+	peers, err := k.presence.Others()
+	k.complain(woePresence, k.board.Failed(err))
+	newer, older := k.presence.Newer(peers)
+	was := k.board.Snapshot().Keeper
 	if !k.placed || was == older { // new or changed
 		k.placed = true
 		if older {
-			k.cfg.Log.Infof("the rules are left to a newer localcache process, %s", describePeers("/proc", []peer{newer}))
+			k.cfg.Log.Infof("the rules are left to a newer localcache process, %s", process.DescribePeers("/proc", []process.Peer{newer}))
 		} else {
-			k.cfg.Log.Infof("this process keeps the rules of %s", k.presence.owner)
+			k.cfg.Log.Infof("this process keeps the rules of %s", k.presence.Owner)
 		}
-		k.board.update(func(s *Status) { s.Keeper = !older })
+		k.board.Update(func(s *status.Status) { s.Keeper = !older })
 	}
 	return !older
 }
@@ -137,22 +142,22 @@ func (k *Keeper) clean(ctx context.Context, w *wish) error {
 		}
 		if len(removed) > 0 {
 			k.cfg.Log.Infof("removed what an earlier process had left with %s: %s", fw.Name(), few(removed))
-			k.board.repaired(RepairLeftovers)
+			k.board.Repaired(status.RepairLeftovers)
 		}
 		if err != nil {
-			errs = append(errs, rulesError(fw.Name(), fmt.Errorf("look for what earlier processes left with %s: %w", fw.Name(), err)))
+			errs = append(errs, status.RulesError(fw.Name(), fmt.Errorf("look for what earlier processes left with %s: %w", fw.Name(), err)))
 		}
 	}
 	err := errors.Join(errs...)
 	// A lock is waited for; anything else would fail in the same way every time.
-	w.cleaned = !errors.Is(err, ErrLocked)
+	w.cleaned = !errors.Is(err, rule.ErrLocked)
 	if w.off() && err != nil && w.cleaned {
 		// Without rules the process may well lack the rights to look. Nobody asked for more.
 		k.cfg.Log.Infof("whether earlier processes left rules behind is not known: %v", err)
 		return nil
 	}
 	if err != nil && w.cleaned {
-		k.cfg.Log.Warningf("whether earlier processes left rules behind is not known: %v", k.board.failed(err))
+		k.cfg.Log.Warningf("whether earlier processes left rules behind is not known: %v", k.board.Failed(err))
 		return nil
 	}
 	return err
@@ -166,21 +171,21 @@ func (k *Keeper) dropSurplus() error {
 	if k.committed == nil || !k.committed.spec.ManageInterface {
 		return nil
 	}
-	s, err := k.link.read(k.wanted(), k.mine)
-	if err != nil || len(s.surplus) == 0 {
+	s, err := k.link.Read(k.wanted(), k.mine)
+	if err != nil || len(s.Surplus) == 0 {
 		return err
 	}
-	if peers, err := k.presence.others(); err != nil || len(peers) > 0 {
+	if peers, err := k.presence.Others(); err != nil || len(peers) > 0 {
 		return err
 	}
-	free, err := k.unheld(s.surplus)
+	free, err := k.unheld(s.Surplus)
 	if err != nil {
 		return err
 	}
-	gone, err := k.link.removeAddresses(free)
+	gone, err := k.link.RemoveAddresses(free)
 	if len(gone) > 0 {
-		k.cfg.Log.Infof("removed from interface %s, because nothing asks for them: %s", k.link.name, join(gone))
-		k.board.repaired(RepairSurplus)
+		k.cfg.Log.Infof("removed from interface %s, because nothing asks for them: %s", k.link.Name, join(gone))
+		k.board.Repaired(status.RepairSurplus)
 	}
 	return err
 }
@@ -198,21 +203,21 @@ func (k *Keeper) checkRules(ctx context.Context) error {
 	if w == nil || closed {
 		return nil
 	}
-	was := k.board.snapshot().Keeper
+	was := k.board.Snapshot().Keeper
 	keeps := k.keeps()
 	if !w.applied || keeps && !was { // not yet, or a newer process has left what it had
 		defer k.lockPeers(ctx)()
-		return k.board.failed(k.bringIn(ctx, w))
+		return k.board.Failed(k.bringIn(ctx, w))
 	}
 	var errs []error
 	if w.fw != nil {
 		diffs, err := w.fw.Check(ctx, w.rules(draining))
 		inPlace := err == nil && len(diffs) == 0
-		err = rulesError(w.fw.Name(), err)
+		err = status.RulesError(w.fw.Name(), err)
 		if err == nil && !inPlace && keeps {
 			inPlace, err = k.mend(ctx, w, draining, diffs)
 		}
-		k.board.update(func(s *Status) {
+		k.board.Update(func(s *status.Status) {
 			if inPlace && !s.RulesInPlace {
 				nudge(k.wakeFlows)
 			}
@@ -223,7 +228,7 @@ func (k *Keeper) checkRules(ctx context.Context) error {
 	if keeps {
 		errs = append(errs, k.late(ctx, w))
 	}
-	return k.board.failed(errors.Join(errs...))
+	return k.board.Failed(errors.Join(errs...))
 }
 
 // mend puts back rules that were found to differ, unless a newer process has come in the meantime.
@@ -235,7 +240,7 @@ func (k *Keeper) mend(ctx context.Context, w *wish, draining bool, diffs []strin
 	if err := k.apply(ctx, w, draining); err != nil {
 		return false, err
 	}
-	k.board.repaired(RepairRules)
+	k.board.Repaired(status.RepairRules)
 	nudge(k.wakeFlows) // what came while they were missing was tracked
 	k.cfg.Log.Warningf("rules of %s had been changed by another program and were put back: %s", w.fw.Name(), few(diffs))
 	return true, nil
@@ -247,12 +252,12 @@ func (k *Keeper) late(ctx context.Context, w *wish) error {
 	k.mu.Lock()
 	var surplus bool
 	if w.spec.ManageInterface {
-		s, err := k.link.read(k.wanted(), k.mine)
+		s, err := k.link.Read(k.wanted(), k.mine)
 		if err != nil {
 			k.mu.Unlock()
 			return err
 		}
-		free, err := k.unheld(s.surplus)
+		free, err := k.unheld(s.Surplus)
 		if err != nil {
 			k.mu.Unlock()
 			return err
@@ -265,7 +270,7 @@ func (k *Keeper) late(ctx context.Context, w *wish) error {
 	}
 	if surplus {
 		// Most often an older process is still there, which is no reason to hold up others each time.
-		if peers, err := k.presence.others(); err != nil || len(peers) > 0 {
+		if peers, err := k.presence.Others(); err != nil || len(peers) > 0 {
 			return err
 		}
 	}

@@ -8,6 +8,9 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"localcache.dev/localcache/internal/nodenet/link"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 const (
@@ -94,17 +97,17 @@ func (k *Keeper) keepRules(ctx context.Context) {
 func (k *Keeper) keepLink(ctx context.Context) {
 	pause := retryFirst
 	for ctx.Err() == nil {
-		ev, err := watchLinks(&k.interest, 0)
+		ev, err := link.Watch(&k.interest, 0)
 		if err == nil {
 			k.complain(woeEvents, nil)
 			pause = retryFirst
 			err = k.followLink(ctx, ev)
-			ev.stop()
+			ev.Stop()
 		}
 		if ctx.Err() != nil {
 			return
 		}
-		k.complain(woeEvents, k.board.failed(err))
+		k.complain(woeEvents, k.board.Failed(err))
 		_ = k.checkLink() // it counts and reports its error itself; the next look is near
 		select {
 		case <-ctx.Done():
@@ -115,7 +118,7 @@ func (k *Keeper) keepLink(ctx context.Context) {
 }
 
 // followLink looks at the link whenever something happened to it, until ctx or the events end.
-func (k *Keeper) followLink(ctx context.Context, ev *linkEvents) error {
+func (k *Keeper) followLink(ctx context.Context, ev *link.Events) error {
 	retry := time.NewTimer(0) // the first look finds what happened before the subscription
 	defer retry.Stop()
 	pause := retryFirst
@@ -123,9 +126,9 @@ func (k *Keeper) followLink(ctx context.Context, ev *linkEvents) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ev.done:
-			return &SetupError{ErrorInterfaceCheck, fmt.Errorf("link and address events ended: %w", ev.err)}
-		case <-ev.changed:
+		case <-ev.Done:
+			return &status.SetupError{Type: status.ErrorInterfaceCheck, Err: fmt.Errorf("link and address events ended: %w", ev.Err)}
+		case <-ev.Changed:
 		case <-k.wakeLink:
 		case <-retry.C:
 		}
@@ -156,27 +159,27 @@ func (k *Keeper) checkLink() error {
 	if len(want) == 0 {
 		return k.checkForeignLink()
 	}
-	s, done, err := k.link.ensure(want, k.mine)
-	k.mine = union(k.mine, done.added)
+	s, done, err := k.link.Ensure(want, k.mine)
+	k.mine = union(k.mine, done.Added)
 	k.watch(s, want)
-	name := k.link.name
+	name := k.link.Name
 	switch {
-	case done.created:
-		k.board.repaired(RepairLink)
-		k.cfg.Log.Warningf("interface %s had been deleted and was made again, of kind %s, with %s", name, s.kind(), join(done.added))
+	case done.Created:
+		k.board.Repaired(status.RepairLink)
+		k.cfg.Log.Warningf("interface %s had been deleted and was made again, of kind %s, with %s", name, s.Kind(), join(done.Added))
 	default:
-		if done.setUp {
-			k.board.repaired(RepairLinkDown)
+		if done.SetUp {
+			k.board.Repaired(status.RepairLinkDown)
 			k.cfg.Log.Warningf("interface %s had been set down and was set up again", name)
 		}
-		if len(done.added) > 0 {
-			k.board.repaired(RepairAddress)
-			k.cfg.Log.Warningf("put back on interface %s: %s", name, join(done.added))
+		if len(done.Added) > 0 {
+			k.board.Repaired(status.RepairAddress)
+			k.cfg.Log.Warningf("put back on interface %s: %s", name, join(done.Added))
 		}
 	}
 	text := ""
 	if err != nil {
-		text = k.board.failed(err).Error()
+		text = k.board.Failed(err).Error()
 	}
 	k.complainLocked(woeLink, text)
 	return err
@@ -190,15 +193,15 @@ func (k *Keeper) checkForeignLink() error {
 			addrs = union(addrs, w.spec.Addresses)
 		}
 	}
-	missing, err := missingAnywhere(addrs)
+	missing, err := link.MissingAnywhere(addrs)
 	if err != nil {
-		k.complainLocked(woeLink, k.board.failed(err).Error())
+		k.complainLocked(woeLink, k.board.Failed(err).Error())
 		return err
 	}
 	k.complainLocked(woeLink, "")
-	k.interest.Store(&interest{addrs: addrs})
-	was := k.board.snapshot().AddressesMissing
-	k.board.update(func(s *Status) { s.Kind, s.Up, s.AddressesMissing = "", true, missing })
+	k.interest.Store(&link.Interest{Addrs: addrs})
+	was := k.board.Snapshot().AddressesMissing
+	k.board.Update(func(s *status.Status) { s.Kind, s.Up, s.AddressesMissing = "", true, missing })
 	if len(missing) > 0 && !slices.Equal(was, missing) {
 		k.cfg.Log.Warningf("on no interface of this node: %s", join(missing))
 	}
@@ -206,13 +209,13 @@ func (k *Keeper) checkForeignLink() error {
 }
 
 // watch makes the link and addresses those that events are about, and shows their state. mu is held.
-func (k *Keeper) watch(s linkState, addrs []netip.Addr) {
-	in := &interest{name: k.link.name, addrs: addrs}
-	if s.link != nil {
-		in.index = int32(s.link.Attrs().Index)
+func (k *Keeper) watch(s link.State, addrs []netip.Addr) {
+	in := &link.Interest{Name: k.link.Name, Addrs: addrs}
+	if s.Link != nil {
+		in.Index = int32(s.Link.Attrs().Index)
 	}
 	k.interest.Store(in)
-	k.board.update(func(st *Status) {
-		st.Kind, st.Up, st.AddressesMissing = s.kind(), s.link != nil && s.up, s.missing
+	k.board.Update(func(st *status.Status) {
+		st.Kind, st.Up, st.AddressesMissing = s.Kind(), s.Link != nil && s.Up, s.Missing
 	})
 }

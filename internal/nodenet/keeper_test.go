@@ -12,12 +12,17 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/process"
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 const autoName = "memory-auto"
 
 func TestKeeperStart(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	ctx := context.Background()
@@ -26,17 +31,17 @@ func TestKeeperStart(t *testing.T) {
 	if err := p.k.Commit(ctx); err == nil {
 		t.Error("Commit without Prepare succeeded")
 	}
-	must(t, p.k.Prepare(ctx, spec))
-	servers := []netip.AddrPort{echo(t, local4), echo(t, local6)}
+	nettest.Must(t, p.k.Prepare(ctx, spec))
+	servers := []netip.AddrPort{nettest.Echo(t, nettest.Local4), nettest.Echo(t, nettest.Local6)}
 	for _, s := range servers {
-		if err := askEcho(s); err != nil {
+		if err := nettest.AskEcho(s); err != nil {
 			t.Errorf("%s: %v", s, err)
 		}
 	}
 	if calls := m.takeCalls(); len(calls) > 0 {
 		t.Errorf("rules changed before sockets were open: %q", calls)
 	}
-	must(t, p.k.Commit(ctx))
+	nettest.Must(t, p.k.Commit(ctx))
 	if got := m.of(autoName, "nodelocaldns"); !sameRules(got, spec.Plan(PlanOptions{})) {
 		t.Errorf("rules %v", got)
 	}
@@ -50,7 +55,7 @@ func TestKeeperStart(t *testing.T) {
 			t.Errorf("%d repairs of %s at a start", n, k)
 		}
 	}
-	if len(s.Repairs) != len(RepairKinds()) || len(s.Errors) != len(ErrorTypes()) || s.LastError != "" {
+	if len(s.Repairs) != len(status.RepairKinds()) || len(s.Errors) != len(status.ErrorTypes()) || s.LastError != "" {
 		t.Errorf("counters %+v", s)
 	}
 }
@@ -60,22 +65,22 @@ func TestKeeperPrepareFails(t *testing.T) {
 	for _, c := range []struct {
 		name, says string
 		break_     func(t *testing.T, m *memory, s *Spec)
-		counted    ErrorType
+		counted    status.ErrorType
 	}{
 		{"wrong spec", "port 0", func(_ *testing.T, _ *memory, s *Spec) { s.Port = 0 }, ""},
 		{"no front end", "no iptables, no nft", func(_ *testing.T, m *memory, _ *Spec) {
 			m.detectErr = errors.New("no iptables, no nft")
-		}, ErrorIPTables},
+		}, status.ErrorIPTables},
 		{"foreign link", "br0", func(t *testing.T, _ *memory, _ *Spec) {
-			addLink(t, &netlink.Bridge{}, "br0", "fd00:10::10/128")
-		}, ErrorInterfaceCheck},
+			nettest.AddLink(t, &netlink.Bridge{}, "br0", "fd00:10::10/128")
+		}, status.ErrorInterfaceCheck},
 		{"second address fails", "disable_ipv6", func(t *testing.T, _ *memory, _ *Spec) {
-			disableIPv6(t)
-		}, ErrorInterfaceAdd},
-		{"no rights", "NET_ADMIN", func(t *testing.T, _ *memory, _ *Spec) { dropNetAdmin(t) }, ErrorInterfaceAdd},
+			nettest.DisableIPv6(t)
+		}, status.ErrorInterfaceAdd},
+		{"no rights", "NET_ADMIN", func(t *testing.T, _ *memory, _ *Spec) { nettest.DropNetAdmin(t) }, status.ErrorInterfaceAdd},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			n := newNamespace(t)
+			n := nettest.NewNamespace(t)
 			m := newMemory()
 			p := newProcess(t, n, m)
 			spec := keeperSpec()
@@ -84,10 +89,10 @@ func TestKeeperPrepareFails(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Fatalf("error %v", err)
 			}
-			if linkExists(t, "nodelocaldns") {
+			if nettest.LinkExists(t, "nodelocaldns") {
 				t.Error("the interface is still there")
 			}
-			if r := rolesOf(t, &presence{owner: "nodelocaldns"}); r != nil {
+			if r := peerRoles(t, &process.Presence{Owner: "nodelocaldns"}); r != nil {
 				t.Errorf("still says that it is there: %v", r)
 			}
 			if c.counted != "" && p.k.Status().Errors[c.counted] != 1 {
@@ -99,46 +104,46 @@ func TestKeeperPrepareFails(t *testing.T) {
 
 // A failed Prepare takes off an existing link what it has put there, and nothing else.
 func TestKeeperPrepareFailsOnExisting(t *testing.T) {
-	n := newNamespace(t)
-	disableIPv6(t)
-	addLink(t, &netlink.Bridge{}, "nodelocaldns", "10.1.0.1/24")
+	n := nettest.NewNamespace(t)
+	nettest.DisableIPv6(t)
+	nettest.AddLink(t, &netlink.Bridge{}, "nodelocaldns", "10.1.0.1/24")
 	p := newProcess(t, n, newMemory())
 	if err := p.k.Prepare(context.Background(), keeperSpec()); err == nil {
 		t.Fatal("Prepare succeeded")
 	}
-	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"10.1.0.1/24"}) {
+	if got := nettest.AddrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"10.1.0.1/24"}) {
 		t.Errorf("addresses %v", got)
 	}
 }
 
 // Rules that the kernel takes without keeping them, and a lock that is held, are errors of Commit.
 func TestKeeperCommitFails(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	m.forgets = true
 	p := newProcess(t, n, m)
 	ctx := context.Background()
-	must(t, p.k.Prepare(ctx, keeperSpec()))
+	nettest.Must(t, p.k.Prepare(ctx, keeperSpec()))
 	if err := p.k.Commit(ctx); err == nil || !strings.Contains(err.Error(), "not in place") {
 		t.Errorf("rules that were not kept: %v", err)
 	}
-	if s := p.k.Status(); s.RulesInPlace || s.Errors[ErrorIPTables] != 1 {
+	if s := p.k.Status(); s.RulesInPlace || s.Errors[status.ErrorIPTables] != 1 {
 		t.Errorf("status %+v", s)
 	}
-	m.set(func() { m.forgets, m.applyErr = false, ErrLocked })
-	if err := p.k.Commit(ctx); !errors.Is(err, ErrLocked) {
+	m.set(func() { m.forgets, m.applyErr = false, rule.ErrLocked })
+	if err := p.k.Commit(ctx); !errors.Is(err, rule.ErrLocked) {
 		t.Errorf("a held lock: %v", err)
 	}
-	if s := p.k.Status(); s.Errors[ErrorIPTablesLock] != 1 || !strings.Contains(s.LastError, "xtables") {
+	if s := p.k.Status(); s.Errors[status.ErrorIPTablesLock] != 1 || !strings.Contains(s.LastError, "xtables") {
 		t.Errorf("status %+v", s)
 	}
 	next := keeperSpec()
-	next.Addresses = []netip.Addr{local4b}
-	must(t, p.k.Prepare(ctx, next))
-	must(t, p.k.Rollback(ctx))
+	next.Addresses = []netip.Addr{nettest.Local4b}
+	nettest.Must(t, p.k.Prepare(ctx, next))
+	nettest.Must(t, p.k.Rollback(ctx))
 	// A start that never came to its rules is undone at the end, although on_exit is keep.
-	must(t, p.k.Close(ctx))
-	if linkExists(t, "nodelocaldns") {
+	nettest.Must(t, p.k.Close(ctx))
+	if nettest.LinkExists(t, "nodelocaldns") {
 		t.Error("the interface is still there")
 	}
 }
@@ -152,7 +157,7 @@ func TestKeeperLeavesPredecessorsRules(t *testing.T) {
 		stay  bool
 	}{{ExitKeep, true, true}, {ExitKeep, false, false}, {ExitRemove, true, false}} {
 		t.Run(fmt.Sprintf("%s, found %v", c.exit, c.found), func(t *testing.T) {
-			n := newNamespace(t)
+			n := nettest.NewNamespace(t)
 			m := newMemory()
 			ctx := context.Background()
 			spec := keeperSpec()
@@ -161,12 +166,12 @@ func TestKeeperLeavesPredecessorsRules(t *testing.T) {
 				m.rules[autoName+" nodelocaldns"] = spec.Plan(PlanOptions{})
 			}
 			p := newProcess(t, n, m)
-			must(t, p.k.Prepare(ctx, spec))
-			m.applyErr = ErrLocked
-			if err := p.k.Commit(ctx); !errors.Is(err, ErrLocked) {
+			nettest.Must(t, p.k.Prepare(ctx, spec))
+			m.applyErr = rule.ErrLocked
+			if err := p.k.Commit(ctx); !errors.Is(err, rule.ErrLocked) {
 				t.Fatalf("Commit: %v", err)
 			}
-			must(t, p.k.Close(ctx))
+			nettest.Must(t, p.k.Close(ctx))
 			if stays := len(m.of(autoName, "nodelocaldns")) > 0; stays != c.stay {
 				t.Errorf("the rules are there: %v, want %v", stays, c.stay)
 			}
@@ -179,46 +184,46 @@ func TestKeeperLeavesPredecessorsRules(t *testing.T) {
 
 // A held lock at the start keeps nothing back: the rules come as soon as it is free.
 func TestKeeperLockedAtStart(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
-	m.detectErr, m.noSocket, m.applyErr = ErrLocked, ErrLocked, ErrLocked
+	m.detectErr, m.noSocket, m.applyErr = rule.ErrLocked, rule.ErrLocked, rule.ErrLocked
 	p := newProcess(t, n, m)
 	ctx := context.Background()
 	spec := keeperSpec()
-	must(t, p.k.Prepare(ctx, spec))
-	if err := p.k.Commit(ctx); !errors.Is(err, ErrLocked) {
+	nettest.Must(t, p.k.Prepare(ctx, spec))
+	if err := p.k.Commit(ctx); !errors.Is(err, rule.ErrLocked) {
 		t.Fatalf("Commit: %v", err)
 	}
-	p.run(n)
+	p.Run(n)
 	m.set(func() { m.detectErr = nil })
 	eventually(t, "the front end is chosen", func() bool {
 		s := p.k.Status()
-		return s.Errors[ErrorIPTablesLock] >= 3 && !s.RulesInPlace
+		return s.Errors[status.ErrorIPTablesLock] >= 3 && !s.RulesInPlace
 	})
 	m.set(func() { m.noSocket, m.applyErr = nil, nil })
 	eventually(t, "the rules are in place", func() bool {
 		return sameRules(m.of(autoName, "nodelocaldns"), spec.Plan(PlanOptions{})) && p.k.Status().RulesInPlace
 	})
-	if s := p.k.Status(); !s.SocketMatch || len(s.Fallback) != 1 || s.Repairs[RepairRules] != 0 {
+	if s := p.k.Status(); !s.SocketMatch || len(s.Fallback) != 1 || s.Repairs[status.RepairRules] != 0 {
 		t.Errorf("status %+v", s)
 	}
 }
 
 // A reload that meets a held lock has its rules as soon as it is free, and that is no repair.
 func TestKeeperLockedAtReload(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	ctx := context.Background()
 	spec := keeperSpec()
 	p.start(spec)
-	spec.Addresses = []netip.Addr{local4, local4b}
-	m.set(func() { m.detectErr, m.applyErr = ErrLocked, ErrLocked })
-	must(t, p.k.Prepare(ctx, spec))
-	if err := p.k.Commit(ctx); !errors.Is(err, ErrLocked) {
+	spec.Addresses = []netip.Addr{nettest.Local4, nettest.Local4b}
+	m.set(func() { m.detectErr, m.applyErr = rule.ErrLocked, rule.ErrLocked })
+	nettest.Must(t, p.k.Prepare(ctx, spec))
+	if err := p.k.Commit(ctx); !errors.Is(err, rule.ErrLocked) {
 		t.Fatalf("Commit: %v", err)
 	}
-	must(t, p.k.Rollback(ctx)) // a further reload that fails early changes nothing
+	nettest.Must(t, p.k.Rollback(ctx)) // a further reload that fails early changes nothing
 	if s := p.k.Status(); s.RulesInPlace || s.Backend != "" || len(s.AddressesMissing) > 0 {
 		t.Errorf("status %+v", s)
 	}
@@ -227,51 +232,51 @@ func TestKeeperLockedAtReload(t *testing.T) {
 	if got := m.of(autoName, "nodelocaldns"); !sameRules(got, spec.Plan(PlanOptions{})) {
 		t.Errorf("rules %v", got)
 	}
-	if s := p.k.Status(); !s.RulesInPlace || s.Repairs[RepairRules] != 0 || s.Backend != autoName {
+	if s := p.k.Status(); !s.RulesInPlace || s.Repairs[status.RepairRules] != 0 || s.Backend != autoName {
 		t.Errorf("status %+v", s)
 	}
-	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"10.96.0.10/32", "169.254.25.10/32"}) {
+	if got := nettest.AddrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"10.96.0.10/32", "169.254.25.10/32"}) {
 		t.Errorf("addresses %v", got)
 	}
 	// It had come to serve before: this is no half-made start, which would be undone.
-	must(t, p.k.Close(ctx))
-	if !linkExists(t, "nodelocaldns") {
+	nettest.Must(t, p.k.Close(ctx))
+	if !nettest.LinkExists(t, "nodelocaldns") {
 		t.Error("the interface was removed")
 	}
 }
 
 func TestKeeperReload(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	ctx := context.Background()
 	p.start(keeperSpec())
-	first := addrsOn(t, "nodelocaldns")
+	first := nettest.AddrsOn(t, "nodelocaldns")
 
 	next := keeperSpec()
-	next.Addresses = []netip.Addr{local4, local4b}
+	next.Addresses = []netip.Addr{nettest.Local4, nettest.Local4b}
 	next.Notrack = ChoiceNFTables
-	must(t, p.k.Prepare(ctx, next))
-	if got := addrsOn(t, "nodelocaldns"); len(got) != 3 {
+	nettest.Must(t, p.k.Prepare(ctx, next))
+	if got := nettest.AddrsOn(t, "nodelocaldns"); len(got) != 3 {
 		t.Errorf("while both are in use: %v", got)
 	}
 	// The server does not start with it.
-	must(t, p.k.Rollback(ctx))
-	must(t, p.k.Rollback(ctx)) // there is nothing more to do
-	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, first) {
+	nettest.Must(t, p.k.Rollback(ctx))
+	nettest.Must(t, p.k.Rollback(ctx)) // there is nothing more to do
+	if got := nettest.AddrsOn(t, "nodelocaldns"); !slices.Equal(got, first) {
 		t.Errorf("after Rollback: %v", got)
 	}
 	if s := p.k.Status(); s.Backend != autoName || !s.RulesInPlace {
 		t.Errorf("after Rollback: %+v", s)
 	}
-	must(t, p.k.Commit(ctx)) // a reload that asks for no setup
+	nettest.Must(t, p.k.Commit(ctx)) // a reload that asks for no setup
 	if got := m.of(autoName, "nodelocaldns"); !sameRules(got, keeperSpec().Plan(PlanOptions{})) {
 		t.Errorf("rules after Rollback and Commit: %v", got)
 	}
 
-	must(t, p.k.Prepare(ctx, next))
-	must(t, p.k.Commit(ctx))
-	if got := addrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"10.96.0.10/32", "169.254.25.10/32"}) {
+	nettest.Must(t, p.k.Prepare(ctx, next))
+	nettest.Must(t, p.k.Commit(ctx))
+	if got := nettest.AddrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"10.96.0.10/32", "169.254.25.10/32"}) {
 		t.Errorf("after the reload: %v", got)
 	}
 	if got := m.of("memory-nftables", "nodelocaldns"); !sameRules(got, next.Plan(PlanOptions{})) {
@@ -299,31 +304,31 @@ func TestKeeperReload(t *testing.T) {
 	if err := p.k.Prepare(ctx, other); err == nil || !strings.Contains(err.Error(), "restart") {
 		t.Errorf("another interface: %v", err)
 	}
-	if !linkExists(t, "nodelocaldns") || linkExists(t, "localcache") {
+	if !nettest.LinkExists(t, "nodelocaldns") || nettest.LinkExists(t, "localcache") {
 		t.Error("a refused reload has changed interfaces")
 	}
 }
 
 // Rollback of a first start leaves nothing.
 func TestKeeperRollbackFirst(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	p := newProcess(t, n, newMemory())
 	ctx := context.Background()
-	must(t, p.k.Prepare(ctx, keeperSpec()))
-	must(t, p.k.Rollback(ctx))
-	if linkExists(t, "nodelocaldns") {
+	nettest.Must(t, p.k.Prepare(ctx, keeperSpec()))
+	nettest.Must(t, p.k.Rollback(ctx))
+	if nettest.LinkExists(t, "nodelocaldns") {
 		t.Error("the interface is still there")
 	}
-	if r := rolesOf(t, &presence{owner: "nodelocaldns"}); r != nil {
+	if r := peerRoles(t, &process.Presence{Owner: "nodelocaldns"}); r != nil {
 		t.Errorf("still says that it is there: %v", r)
 	}
 	p.start(keeperSpec()) // it can start anew
-	must(t, p.k.Close(ctx))
+	nettest.Must(t, p.k.Close(ctx))
 }
 
 // Without a socket match there is no fallback, which is said once and shown.
 func TestKeeperNoSocketMatch(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	m.noSocket = errors.New("no module xt_socket")
 	p := newProcess(t, n, m)
@@ -337,7 +342,7 @@ func TestKeeperNoSocketMatch(t *testing.T) {
 		t.Errorf("status %+v", s)
 	}
 	var warnings []string
-	for _, l := range p.log.all() {
+	for _, l := range p.log.All() {
 		if strings.HasPrefix(l, "WARN") {
 			warnings = append(warnings, l)
 		}
@@ -349,23 +354,23 @@ func TestKeeperNoSocketMatch(t *testing.T) {
 
 // An interface that others make is neither made nor changed nor removed.
 func TestKeeperUnmanaged(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	spec := keeperSpec()
 	spec.ManageInterface, spec.OnExit = false, ExitRemove
-	addLink(t, &netlink.Bridge{}, "br0", "169.254.25.10/32")
+	nettest.AddLink(t, &netlink.Bridge{}, "br0", "169.254.25.10/32")
 	p.start(spec)
-	if s := p.k.Status(); !slices.Equal(s.AddressesMissing, []netip.Addr{local6}) {
+	if s := p.k.Status(); !slices.Equal(s.AddressesMissing, []netip.Addr{nettest.Local6}) {
 		t.Errorf("status %+v", s)
 	}
-	if lines := p.log.all(); !slices.ContainsFunc(lines, func(l string) bool {
-		return strings.HasPrefix(l, "WARN") && strings.Contains(l, local6.String())
+	if lines := p.log.All(); !slices.ContainsFunc(lines, func(l string) bool {
+		return strings.HasPrefix(l, "WARN") && strings.Contains(l, nettest.Local6.String())
 	}) {
 		t.Errorf("no warning of the missing address: %q", lines)
 	}
-	must(t, p.k.Close(context.Background()))
-	if got := addrsOn(t, "br0"); !slices.Equal(got, []string{"169.254.25.10/32"}) || linkExists(t, "nodelocaldns") {
+	nettest.Must(t, p.k.Close(context.Background()))
+	if got := nettest.AddrsOn(t, "br0"); !slices.Equal(got, []string{"169.254.25.10/32"}) || nettest.LinkExists(t, "nodelocaldns") {
 		t.Errorf("links were changed: %v", got)
 	}
 	if got := m.of(autoName, "nodelocaldns"); len(got) > 0 {
@@ -375,7 +380,7 @@ func TestKeeperUnmanaged(t *testing.T) {
 
 // Rules that an earlier process has left in another front end are removed once ours are in place.
 func TestKeeperLeftovers(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	m.rules["memory-nftables nodelocaldns"] = keeperSpec().Plan(PlanOptions{})
 	p := newProcess(t, n, m)
@@ -383,7 +388,7 @@ func TestKeeperLeftovers(t *testing.T) {
 	if calls := m.takeCalls(); !slices.Equal(calls, []string{"apply memory-auto normal", "remove memory-nftables"}) {
 		t.Errorf("calls %q", calls)
 	}
-	if s := p.k.Status(); s.Repairs[RepairLeftovers] != 1 {
+	if s := p.k.Status(); s.Repairs[status.RepairLeftovers] != 1 {
 		t.Errorf("repairs %v", s.Repairs)
 	}
 }
@@ -403,7 +408,7 @@ func TestKeeperEnd(t *testing.T) {
 		{"no fallback", ExitRemove, false, true, []string{"remove memory-auto"}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			n := newNamespace(t)
+			n := nettest.NewNamespace(t)
 			m := newMemory()
 			p := newProcess(t, n, m)
 			ctx := context.Background()
@@ -415,21 +420,21 @@ func TestKeeperEnd(t *testing.T) {
 			p.start(spec)
 			m.takeCalls()
 			if c.drain {
-				must(t, p.k.Drain(ctx))
+				nettest.Must(t, p.k.Drain(ctx))
 				if got := p.k.Status().Draining; got != c.fallback {
 					t.Errorf("draining: %v", got)
 				}
-				must(t, p.k.checkRules(ctx)) // does not mend what Drain has done
+				nettest.Must(t, p.k.checkRules(ctx)) // does not mend what Drain has done
 			}
-			must(t, p.k.Close(ctx))
-			must(t, p.k.Close(ctx))
+			nettest.Must(t, p.k.Close(ctx))
+			nettest.Must(t, p.k.Close(ctx))
 			if calls := m.takeCalls(); !slices.Equal(calls, c.calls) {
 				t.Errorf("calls %q", calls)
 			}
-			if got := linkExists(t, "nodelocaldns"); got != c.remains {
+			if got := nettest.LinkExists(t, "nodelocaldns"); got != c.remains {
 				t.Errorf("the interface remains: %v", got)
 			}
-			if r := rolesOf(t, &presence{owner: "nodelocaldns"}); r != nil {
+			if r := peerRoles(t, &process.Presence{Owner: "nodelocaldns"}); r != nil {
 				t.Errorf("still says that it is there: %v", r)
 			}
 			if err := p.k.Prepare(ctx, spec); !errors.Is(err, errClosed) {
@@ -448,11 +453,11 @@ func TestKeeperCloseFails(t *testing.T) {
 		applied bool
 	}{
 		{"no rights", unix.EPERM, true},
-		{"locked for ever", ErrLocked, true},
+		{"locked for ever", rule.ErrLocked, true},
 		{"never applied", unix.EPERM, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			n := newNamespace(t)
+			n := nettest.NewNamespace(t)
 			m := newMemory()
 			p := newProcess(t, n, m)
 			spec := keeperSpec()
@@ -461,7 +466,7 @@ func TestKeeperCloseFails(t *testing.T) {
 				p.start(spec)
 			} else {
 				m.forgets = true
-				must(t, p.k.Prepare(context.Background(), spec))
+				nettest.Must(t, p.k.Prepare(context.Background(), spec))
 				if err := p.k.Commit(context.Background()); err == nil {
 					t.Fatal("Commit succeeded")
 				}
@@ -472,16 +477,16 @@ func TestKeeperCloseFails(t *testing.T) {
 			if err := p.k.Close(ctx); !errors.Is(err, c.err) || !strings.Contains(err.Error(), "`localcache teardown`") {
 				t.Errorf("error %v", err)
 			}
-			if got := addrsOn(t, "nodelocaldns"); len(got) != 2 {
+			if got := nettest.AddrsOn(t, "nodelocaldns"); len(got) != 2 {
 				t.Errorf("rules are left, and the addresses are %v", got)
 			}
-			if p.k.Status().Errors[ErrorIPTables]+p.k.Status().Errors[ErrorIPTablesLock] == 0 {
+			if p.k.Status().Errors[status.ErrorIPTables]+p.k.Status().Errors[status.ErrorIPTablesLock] == 0 {
 				t.Error("not counted")
 			}
 			// What the message says to do does it.
 			m.set(func() { m.removeErr = nil })
-			must(t, Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.all}).Err())
-			if linkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
+			nettest.Must(t, Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.All}).Err())
+			if nettest.LinkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
 				t.Error("something is left after a teardown")
 			}
 		})
@@ -490,16 +495,16 @@ func TestKeeperCloseFails(t *testing.T) {
 
 // A lock that another program gives back in time does not keep the rules from being removed.
 func TestKeeperCloseLocked(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	spec := keeperSpec()
 	spec.OnExit = ExitRemove
 	p.start(spec)
-	m.set(func() { m.removeErr = ErrLocked })
+	m.set(func() { m.removeErr = rule.ErrLocked })
 	time.AfterFunc(3*removePause/2, func() { m.set(func() { m.removeErr = nil }) })
-	must(t, p.k.Close(context.Background()))
-	if linkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
+	nettest.Must(t, p.k.Close(context.Background()))
+	if nettest.LinkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
 		t.Error("something is left")
 	}
 }

@@ -6,13 +6,16 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // wish is a Spec and how it is carried out.
 type wish struct {
 	spec Spec
-	fw   Firewall // nil with notrack off, and as long as a held lock keeps it from being chosen
-	why  string   // it is that front end
+	fw   rule.Backend // nil with notrack off, and as long as a held lock keeps it from being chosen
+	why  string       // it is that front end
 
 	probed   bool  // noSocket is known
 	noSocket error // why the front end cannot ask for an open socket; nil where it can
@@ -33,13 +36,13 @@ func (k *Keeper) settle(ctx context.Context, w *wish) error {
 	if w.fw == nil {
 		fw, why, err := k.cfg.Detect(ctx, w.spec.Notrack, w.spec.Interface, k.cfg.Log)
 		if err != nil {
-			return rulesError(string(w.spec.Notrack), err)
+			return status.RulesError(string(w.spec.Notrack), err)
 		}
 		w.fw, w.why = fw, why
 	}
 	err := w.fw.SocketMatch(ctx, w.spec.Addresses)
-	if err != nil && (errors.Is(err, ErrLocked) || ctx.Err() != nil) {
-		return rulesError(w.fw.Name(), err)
+	if err != nil && (errors.Is(err, rule.ErrLocked) || ctx.Err() != nil) {
+		return status.RulesError(w.fw.Name(), err)
 	}
 	w.probed, w.noSocket = true, err
 	k.warnNoSocket(w)
@@ -62,7 +65,7 @@ func (k *Keeper) warnNoSocket(w *wish) {
 	k.cfg.Log.Warningf("%s cannot ask for an open socket here, so that %s: %v", w.fw.Name(), consequence, w.noSocket)
 }
 
-func (w *wish) rules(draining bool) []Rule {
+func (w *wish) rules(draining bool) []rule.Rule {
 	return w.spec.Plan(PlanOptions{NoSocketMatch: w.noSocket != nil, Draining: draining})
 }
 
@@ -73,7 +76,7 @@ func (w *wish) fallback() []netip.AddrPort {
 	}
 	var servers []netip.AddrPort
 	for _, a := range w.spec.Addresses {
-		for _, p := range []Proto{UDP, TCP} {
+		for _, p := range []rule.Proto{rule.UDP, rule.TCP} {
 			for _, s := range w.spec.fallbackFor(a, p) {
 				if !slices.Contains(servers, s) {
 					servers = append(servers, s)
@@ -92,28 +95,28 @@ func (k *Keeper) apply(ctx context.Context, w *wish, draining bool) error {
 	if !k.looked {
 		diffs, err := w.fw.Check(ctx, nil)
 		if err != nil {
-			return rulesError(w.fw.Name(), err)
+			return status.RulesError(w.fw.Name(), err)
 		}
 		k.looked, k.found = true, len(diffs) > 0
 		if err := k.adopt(ctx, w); err != nil {
 			// What it was is not known for a while; to serve matters more.
-			k.cfg.Log.Warningf("the fallback of an earlier process is lost: %v", k.board.failed(err))
+			k.cfg.Log.Warningf("the fallback of an earlier process is lost: %v", k.board.Failed(err))
 		}
 	}
 	rules := w.rules(draining)
 	if err := w.fw.Apply(ctx, rules); err != nil {
-		return rulesError(w.fw.Name(), err)
+		return status.RulesError(w.fw.Name(), err)
 	}
 	diffs, err := w.fw.Check(ctx, rules)
 	if err == nil && len(diffs) > 0 {
 		err = fmt.Errorf("%s took the rules, but they are not in place: %s", w.fw.Name(), few(diffs))
 	}
-	return rulesError(w.fw.Name(), err)
+	return status.RulesError(w.fw.Name(), err)
 }
 
 // showWish puts what w says into the Status.
 func (k *Keeper) showWish(w *wish) {
-	k.board.update(func(s *Status) {
+	k.board.Update(func(s *status.Status) {
 		s.Interface = w.spec.Interface
 		s.Backend, s.Why = "", w.why
 		s.SocketMatch, s.NoSocketMatch = false, ""

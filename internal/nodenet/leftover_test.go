@@ -4,13 +4,17 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/nftables"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 // nodeCacheRules makes node-cache's twelve rules for an address with a program of iptables.
 func nodeCacheRules(t *testing.T, program, addr string) {
 	t.Helper()
-	need(t, program)
-	sh(t, fmt.Sprintf(`P='%s -w'; A=%s
+	nettest.Need(t, program)
+	nettest.Run(t, fmt.Sprintf(`P='%s -w'; A=%s
 skip='-m comment --comment "%s"'; allow='-m comment --comment "%s"'
 for p in udp tcp; do
 eval $P -t raw -I PREROUTING -d $A -p $p -m $p --dport 53 $skip -j NOTRACK
@@ -20,7 +24,7 @@ eval $P -t filter -I INPUT -d $A -p $p -m $p --dport 53 $allow -j ACCEPT
 eval $P -t filter -I OUTPUT -s $A -p $p -m $p --sport 53 $allow -j ACCEPT
 done
 eval $P -t raw -I OUTPUT -d $A -p tcp -m tcp --dport 9254 $skip -j NOTRACK
-eval $P -t raw -I OUTPUT -s $A -p tcp -m tcp --sport 9254 $skip -j NOTRACK`, program, addr, nodeCacheNoTrack, nodeCacheAccept))
+eval $P -t raw -I OUTPUT -s $A -p tcp -m tcp --sport 9254 $skip -j NOTRACK`, program, addr, rule.NodeCacheNoTrack, rule.NodeCacheAccept))
 }
 
 // TestLeftovers has each front end remove node-cache's rules on its own addresses at Apply, in both
@@ -28,25 +32,25 @@ eval $P -t raw -I OUTPUT -s $A -p tcp -m tcp --sport 9254 $skip -j NOTRACK`, pro
 func TestLeftovers(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
-			newNamespace(t)
-			foreignRules(t)
-			before := ruleset(t)
+			nettest.NewNamespace(t)
+			nettest.ForeignRules(t)
+			before := nettest.Ruleset(t)
 			for _, v := range []string{"nft", "legacy"} {
 				nodeCacheRules(t, "iptables-"+v, "169.254.25.10")
 				nodeCacheRules(t, "iptables-"+v, "169.254.20.10")
 				nodeCacheRules(t, "ip6tables-"+v, "fd00:25::10")
 			}
 			fw := openBackend(t, backend, "lc0")
-			full := ruleset(t)
+			full := nettest.Ruleset(t)
 			apply(t, fw, nil)
-			if s := ruleset(t); s != full {
+			if s := nettest.Ruleset(t); s != full {
 				t.Errorf("Apply of no rules changed\n%s\nto\n%s", full, s)
 			}
 			rules := testSpec().Plan(PlanOptions{})
-			diffs, err := fw.Check(testContext(t), rules)
+			diffs, err := fw.Check(nettest.Context(t), rules)
 			all := strings.Join(diffs, "\n")
 			want := []string{"IPv4 raw/PREROUTING: rule of node-cache", "IPv6 filter/OUTPUT: rule of node-cache"}
-			if backend == nameNFTables {
+			if backend == rule.NFTables {
 				want = []string{"table ip raw: rule of node-cache in chain PREROUTING", "table ip6 filter: rule of node-cache in chain OUTPUT"}
 			}
 			for _, w := range want {
@@ -57,7 +61,7 @@ func TestLeftovers(t *testing.T) {
 			}
 			apply(t, fw, rules)
 			clean(t, fw, rules)
-			after := ruleset(t)
+			after := nettest.Ruleset(t)
 			for _, l := range strings.Split(after, "\n") {
 				if strings.Contains(l, "NodeLocal DNS Cache") && (strings.Contains(l, "169.254.25.10") || strings.Contains(l, "fd00:25::10")) {
 					t.Errorf("still there: %s", l)
@@ -67,17 +71,17 @@ func TestLeftovers(t *testing.T) {
 			if n := strings.Count(saved, "NodeLocal DNS Cache"); n != 24 {
 				t.Errorf("%d rules of node-cache for the other address, want its 24", n)
 			}
-			if _, err := fw.Remove(testContext(t)); err != nil {
+			if _, err := fw.Remove(nettest.Context(t)); err != nil {
 				t.Error(err)
 			}
-			saved, _, _ = strings.Cut(ruleset(t), "== nft")
+			saved, _, _ = strings.Cut(nettest.Ruleset(t), "== nft")
 			if n := strings.Count(saved, "NodeLocal DNS Cache"); n != 24 {
 				t.Errorf("%d rules of node-cache after Remove, want the 24 of an address that is not ours", n)
 			}
-			if _, err := fw.RemoveNodeCache(testContext(t)); err != nil {
+			if _, err := fw.RemoveNodeCache(nettest.Context(t)); err != nil {
 				t.Error(err)
 			}
-			if s := ruleset(t); s != before {
+			if s := nettest.Ruleset(t); s != before {
 				t.Errorf("after RemoveNodeCache\n%s\nwant\n%s", s, before)
 			}
 		})
@@ -88,10 +92,10 @@ func TestLeftovers(t *testing.T) {
 // is not in use, after Apply: Check sees them and touches nothing, and the next Apply removes them.
 func TestLeftoversOfOtherFrontEnd(t *testing.T) {
 	for _, c := range []struct{ backend, other string }{
-		{nameIPTablesNFT, "legacy"}, {nameNFTables, "legacy"}, {nameNFTables, "nft"}, {nameIPTablesLegacy, "nft"},
+		{rule.IPTablesNFT, "legacy"}, {rule.NFTables, "legacy"}, {rule.NFTables, "nft"}, {rule.IPTablesLegacy, "nft"},
 	} {
 		t.Run(c.backend+"/"+c.other, func(t *testing.T) {
-			newNamespace(t)
+			nettest.NewNamespace(t)
 			fw := openBackend(t, c.backend, "lc0")
 			rules := testSpec().Plan(PlanOptions{})
 			apply(t, fw, rules)
@@ -99,12 +103,12 @@ func TestLeftoversOfOtherFrontEnd(t *testing.T) {
 			nodeCacheRules(t, "iptables-"+c.other, "169.254.20.10")
 			clean(t, fw, rules)
 			nodeCacheRules(t, "iptables-"+c.other, "169.254.25.10")
-			before := ruleset(t)
-			diffs, err := fw.Check(testContext(t), rules)
+			before := nettest.Ruleset(t)
+			diffs, err := fw.Check(nettest.Context(t), rules)
 			if all := strings.Join(diffs, "\n"); err != nil || !strings.Contains(all, "raw: rule of node-cache") || !strings.Contains(all, "PREROUTING") {
 				t.Errorf("Check: %v\n%s\nwant the rules of node-cache in raw", err, all)
 			}
-			if s := ruleset(t); s != before {
+			if s := nettest.Ruleset(t); s != before {
 				t.Errorf("Check changed\n%s\nto\n%s", before, s)
 			}
 			apply(t, fw, rules)
@@ -116,28 +120,28 @@ func TestLeftoversOfOtherFrontEnd(t *testing.T) {
 // TestLeftoversWithoutPrograms is TestLeftovers for an image that has no programs. What is in
 // iptables-legacy is out of reach.
 func TestLeftoversWithoutPrograms(t *testing.T) {
-	newNamespace(t)
-	foreignRules(t)
-	before := ruleset(t)
+	nettest.NewNamespace(t)
+	nettest.ForeignRules(t)
+	before := nettest.Ruleset(t)
 	nodeCacheRules(t, "iptables-nft", "169.254.25.10")
 	nodeCacheRules(t, "iptables-nft", "169.254.20.10")
 	nodeCacheRules(t, "ip6tables-nft", "fd00:25::10")
-	fw := newNFTables("lc0", nil)
+	fw := nftables.New("lc0", nil)
 	rules := testSpec().Plan(PlanOptions{})
 	apply(t, fw, rules)
 	clean(t, fw, rules)
-	saved, _, _ := strings.Cut(ruleset(t), "== nft")
+	saved, _, _ := strings.Cut(nettest.Ruleset(t), "== nft")
 	if n := strings.Count(saved, "NodeLocal DNS Cache"); n != 12 {
 		t.Errorf("%d rules of node-cache are left, want the 12 of the other address", n)
 	}
-	if removed, err := fw.Remove(testContext(t)); err != nil || len(removed) != 1 {
+	if removed, err := fw.Remove(nettest.Context(t)); err != nil || len(removed) != 1 {
 		t.Errorf("Remove: %q, %v, want the table", removed, err)
 	}
-	removed, err := fw.RemoveNodeCache(testContext(t))
+	removed, err := fw.RemoveNodeCache(nettest.Context(t))
 	if err != nil || len(removed) != 12 {
 		t.Errorf("RemoveNodeCache: %q, %v, want 12 rules", removed, err)
 	}
-	if s := ruleset(t); s != before {
+	if s := nettest.Ruleset(t); s != before {
 		t.Errorf("after Remove\n%s\nwant\n%s", s, before)
 	}
 }
@@ -145,12 +149,12 @@ func TestLeftoversWithoutPrograms(t *testing.T) {
 // An image without programs cannot look into iptables-legacy, and a teardown says so where there is
 // something to look into.
 func TestTeardownTellsOfUnseenLegacyTables(t *testing.T) {
-	newNamespace(t)
+	nettest.NewNamespace(t)
 	nodeCacheRules(t, "iptables-legacy", "169.254.25.10")
 	t.Setenv("PATH", t.TempDir())
-	r := Teardown(testContext(t), TeardownConfig{Log: newTestLog(t)})
+	r := Teardown(nettest.Context(t), TeardownConfig{Log: nettest.NewLog(t)})
 	for _, i := range r.Items {
-		if i.Where == nameIPTablesLegacy && strings.Contains(i.Note, "raw") && strings.Contains(i.Note, "filter") {
+		if i.Where == rule.IPTablesLegacy && strings.Contains(i.Note, "raw") && strings.Contains(i.Note, "filter") {
 			return
 		}
 	}

@@ -5,13 +5,17 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"localcache.dev/localcache/internal/nodenet/iptables"
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 func TestOwnerTag(t *testing.T) {
 	plain := regexp.MustCompile(`^[A-Za-z0-9_.-]{1,15}$`)
 	seen := make(map[string]string)
 	for _, owner := range []string{"nodelocaldns", "lc0", "a.b-c_d", "nodelocaldns0123", "x;y", "x'y", "x*y", "é", `a"b\c`, strings.Repeat("*", 15)} {
-		tag := ownerTag(owner)
+		tag := rule.OwnerTag(owner)
 		if !plain.MatchString(tag) {
 			t.Errorf("%q: %q", owner, tag)
 		}
@@ -19,15 +23,15 @@ func TestOwnerTag(t *testing.T) {
 			t.Errorf("%q and %q are both %q", owner, other, tag)
 		}
 		seen[tag] = owner
-		for _, h := range Hooks() {
-			for g := range generations {
-				if name := chainName(h, tag, g); len(name) > 28 {
+		for _, h := range rule.Hooks() {
+			for g := range iptables.Generations {
+				if name := iptables.ChainName(h, tag, g); len(name) > 28 {
 					t.Errorf("chain %s has %d characters", name, len(name))
 				}
 			}
 		}
 	}
-	if ownerTag("nodelocaldns") != "nodelocaldns" {
+	if rule.OwnerTag("nodelocaldns") != "nodelocaldns" {
 		t.Error("a plain name is not its own tag")
 	}
 }
@@ -37,17 +41,17 @@ func TestOwnerNames(t *testing.T) {
 	for _, owner := range []string{`a"b'c\d`, "-x", "dnat", "0", "inet.ip-table"} {
 		for _, backend := range backends {
 			t.Run(backend, func(t *testing.T) {
-				newNamespace(t)
+				nettest.NewNamespace(t)
 				fw := openBackend(t, backend, owner)
 				rules := testSpec().Plan(PlanOptions{})
 				apply(t, fw, rules)
 				clean(t, fw, rules)
-				if nft, err := exec.LookPath("nft"); err == nil && backend == nameNFTables {
+				if nft, err := exec.LookPath("nft"); err == nil && backend == rule.NFTables {
 					// nft reads what it lists.
-					sh(t, nft+" -s list ruleset > /run/rules && "+nft+" flush ruleset && "+nft+" -f /run/rules")
+					nettest.Run(t, nft+" -s list ruleset > /run/rules && "+nft+" flush ruleset && "+nft+" -f /run/rules")
 					clean(t, fw, rules)
 				}
-				removed, err := fw.Remove(testContext(t))
+				removed, err := fw.Remove(nettest.Context(t))
 				if err != nil || len(removed) == 0 {
 					t.Errorf("Remove: %v, %v", removed, err)
 				}

@@ -3,83 +3,9 @@ package nodenet
 import (
 	"net/netip"
 	"slices"
+
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
-
-// Hook is a place in the packet's way through the kernel, in the words of iptables.
-type Hook string
-
-// The hooks that rules stand in.
-const (
-	RawPrerouting Hook = "raw/PREROUTING"
-	RawOutput     Hook = "raw/OUTPUT"
-	NatPrerouting Hook = "nat/PREROUTING"
-	FilterInput   Hook = "filter/INPUT"
-	FilterOutput  Hook = "filter/OUTPUT"
-)
-
-// Hooks lists every hook in the order in which rules are put into them. The order is that of a packet that
-// has to find its answer at each moment: the fallback stands before the rule that may leave a packet
-// to it.
-func Hooks() []Hook {
-	return []Hook{NatPrerouting, FilterInput, FilterOutput, RawOutput, RawPrerouting}
-}
-
-// Proto is a transport protocol.
-type Proto string
-
-// The transports of DNS that rules match.
-const (
-	UDP Proto = "udp"
-	TCP Proto = "tcp"
-)
-
-// Verdict is what a rule does with a packet that it matches.
-type Verdict string
-
-// The verdicts.
-const (
-	NoTrack Verdict = "notrack" // keep the packet out of connection tracking
-	Accept  Verdict = "accept"
-	DNAT    Verdict = "dnat" // send the flow to one of Targets, evenly
-)
-
-// SocketMatch says how a rule asks whether a local socket is open for the packet.
-type SocketMatch int
-
-// The socket matches.
-const (
-	// SocketIgnore: the rule does not ask.
-	SocketIgnore SocketMatch = iota
-	// SocketSpecific: a socket bound to the very address (or a connection of one). A socket bound to
-	// the unspecified address is somebody else's and does not count.
-	SocketSpecific
-	// SocketAny: a socket bound to the unspecified address counts too.
-	SocketAny
-)
-
-// Rule is one packet rule in no front end's language. A front end may need several of its own rules
-// for one of these.
-type Rule struct {
-	Hook    Hook
-	Proto   Proto
-	Src     netip.Addr // the zero Addr matches any
-	SrcPort uint16     // 0 matches any
-	Dst     netip.Addr
-	DstPort uint16
-	Socket  SocketMatch
-	// Opening limits the rule to the packet that opens a TCP connection (SYN without ACK).
-	Opening bool
-	Verdict Verdict
-	Targets []netip.AddrPort // of DNAT, all of the family of Dst
-}
-
-// Is6 tells whether the rule is one of IPv6. Each rule names at least one address.
-func (r Rule) Is6() bool {
-	if r.Dst.IsValid() {
-		return r.Dst.Is6()
-	}
-	return r.Src.Is6()
-}
 
 // PlanOptions are the conditions of the moment under which a Spec is turned into rules.
 type PlanOptions struct {
@@ -98,33 +24,33 @@ type PlanOptions struct {
 // conditional on an open socket, and those of the fallback. The order within a hook is the order of
 // evaluation. No two rules of one hook overlap, so that no front end's insertion order matters but
 // for the spread of DNAT, which is the front end's own.
-func (s Spec) Plan(o PlanOptions) []Rule {
+func (s Spec) Plan(o PlanOptions) []rule.Rule {
 	if s.Notrack == ChoiceOff {
 		return nil
 	}
-	socket := SocketSpecific
+	socket := rule.SocketSpecific
 	if s.Wildcard {
-		socket = SocketAny
+		socket = rule.SocketAny
 	}
 	if o.NoSocketMatch {
-		socket = SocketIgnore
+		socket = rule.SocketIgnore
 	}
-	var rules []Rule
+	var rules []rule.Rule
 	for _, a := range s.Addresses {
-		for _, p := range []Proto{UDP, TCP} {
+		for _, p := range []rule.Proto{rule.UDP, rule.TCP} {
 			targets := s.fallbackFor(a, p)
 			if o.NoSocketMatch {
 				targets = nil
 			}
 			if draining := o.Draining && len(targets) > 0; !draining {
-				rules = append(rules, Rule{Hook: RawPrerouting, Proto: p, Dst: a, DstPort: s.Port,
-					Socket: socket, Verdict: NoTrack})
+				rules = append(rules, rule.Rule{Hook: rule.RawPrerouting, Proto: p, Dst: a, DstPort: s.Port,
+					Socket: socket, Verdict: rule.NoTrack})
 			}
 			rules = append(rules,
-				Rule{Hook: RawOutput, Proto: p, Src: a, SrcPort: s.Port, Verdict: NoTrack},
-				Rule{Hook: RawOutput, Proto: p, Dst: a, DstPort: s.Port, Verdict: NoTrack},
-				Rule{Hook: FilterInput, Proto: p, Dst: a, DstPort: s.Port, Verdict: Accept},
-				Rule{Hook: FilterOutput, Proto: p, Src: a, SrcPort: s.Port, Verdict: Accept},
+				rule.Rule{Hook: rule.RawOutput, Proto: p, Src: a, SrcPort: s.Port, Verdict: rule.NoTrack},
+				rule.Rule{Hook: rule.RawOutput, Proto: p, Dst: a, DstPort: s.Port, Verdict: rule.NoTrack},
+				rule.Rule{Hook: rule.FilterInput, Proto: p, Dst: a, DstPort: s.Port, Verdict: rule.Accept},
+				rule.Rule{Hook: rule.FilterOutput, Proto: p, Src: a, SrcPort: s.Port, Verdict: rule.Accept},
 			)
 			if len(targets) > 0 {
 				rules = append(rules, fallbackRule(a, s.Port, p, targets))
@@ -132,27 +58,27 @@ func (s Spec) Plan(o PlanOptions) []Rule {
 		}
 		for _, port := range s.healthPorts(a) {
 			rules = append(rules,
-				Rule{Hook: RawOutput, Proto: TCP, Dst: a, DstPort: port, Verdict: NoTrack},
-				Rule{Hook: RawOutput, Proto: TCP, Src: a, SrcPort: port, Verdict: NoTrack},
+				rule.Rule{Hook: rule.RawOutput, Proto: rule.TCP, Dst: a, DstPort: port, Verdict: rule.NoTrack},
+				rule.Rule{Hook: rule.RawOutput, Proto: rule.TCP, Src: a, SrcPort: port, Verdict: rule.NoTrack},
 			)
 		}
 	}
-	order := Hooks()
-	slices.SortStableFunc(rules, func(x, y Rule) int {
+	order := rule.Hooks()
+	slices.SortStableFunc(rules, func(x, y rule.Rule) int {
 		return slices.Index(order, x.Hook) - slices.Index(order, y.Hook)
 	})
 	return rules
 }
 
 // fallbackRule sends queries to a that find no socket to targets.
-func fallbackRule(a netip.Addr, port uint16, p Proto, targets []netip.AddrPort) Rule {
-	return Rule{Hook: NatPrerouting, Proto: p, Dst: a, DstPort: port, Opening: p == TCP, Verdict: DNAT, Targets: targets}
+func fallbackRule(a netip.Addr, port uint16, p rule.Proto, targets []netip.AddrPort) rule.Rule {
+	return rule.Rule{Hook: rule.NatPrerouting, Proto: p, Dst: a, DstPort: port, Opening: p == rule.TCP, Verdict: rule.DNAT, Targets: targets}
 }
 
 // fallbackFor returns the fallback servers of a's family for one transport.
-func (s Spec) fallbackFor(a netip.Addr, p Proto) []netip.AddrPort {
+func (s Spec) fallbackFor(a netip.Addr, p rule.Proto) []netip.AddrPort {
 	servers := s.Fallback
-	if p == TCP && len(s.FallbackTCP) > 0 {
+	if p == rule.TCP && len(s.FallbackTCP) > 0 {
 		servers = s.FallbackTCP
 	}
 	var t []netip.AddrPort

@@ -8,12 +8,15 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"localcache.dev/localcache/internal/nodenet/iptables"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 var update = flag.Bool("update", false, "write the golden files of Plan anew")
 
 // ruleText renders a rule for people to read.
-func ruleText(r Rule) string {
+func ruleText(r rule.Rule) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%-14s %s", r.Hook, r.Proto)
 	side := func(name string, a netip.Addr, port uint16) {
@@ -32,9 +35,9 @@ func ruleText(r Rule) string {
 		b.WriteString(" opening")
 	}
 	switch r.Socket {
-	case SocketSpecific:
+	case rule.SocketSpecific:
 		b.WriteString(" if a socket of the address is open")
-	case SocketAny:
+	case rule.SocketAny:
 		b.WriteString(" if any socket is open")
 	}
 	fmt.Fprintf(&b, ": %s", r.Verdict)
@@ -133,16 +136,16 @@ func TestPlanTwelve(t *testing.T) {
 		t.Errorf("%d rules, want 12", len(rules))
 	}
 	for _, r := range rules {
-		for _, args := range iptablesRules(r) {
-			l := ruleLine{Args: args}
+		for _, args := range iptables.LinesOf(r) {
+			l := iptables.RuleLine{Args: args}
 			s := string(r.Hook)
 			for _, o := range []string{"-s", "-d", "-p", "--sport", "--dport"} {
-				if v := l.option(o); v != "" {
+				if v := l.Option(o); v != "" {
 					s += " " + o + " " + v
 				}
 			}
-			s += " " + strings.Replace(l.option("-j"), "CT", "NOTRACK", 1)
-			if r.Socket == SocketSpecific {
+			s += " " + strings.Replace(l.Option("-j"), "CT", "NOTRACK", 1)
+			if r.Socket == rule.SocketSpecific {
 				s += " if socket"
 			}
 			if !want[s] {

@@ -9,37 +9,41 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/process"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // Of two processes that take names and the lock, one of another user is nobody, and one of ours is not.
 func TestPresenceOfOtherUser(t *testing.T) {
-	for _, uid := range []int{stranger, 0} {
-		newNamespace(t)
+	for _, uid := range []int{nettest.Stranger, 0} {
+		nettest.NewNamespace(t)
 		if len(socketUsersOfOne(t)) == 0 {
 			t.Skip("this kernel does not tell whose a socket is")
 		}
-		startChild(t, childSpec{UID: uid, Owner: "nodelocaldns", Lock: true})
-		var want []peerRole
+		nettest.StartChild(t, nettest.ChildSpec{UID: uid, Owner: "nodelocaldns", Lock: true})
+		var want []process.PeerRole
 		if uid == 0 {
-			want = []peerRole{rolePresent, roleKeeper}
+			want = []process.PeerRole{process.RolePresent, process.RoleKeeper}
 		}
-		p := &presence{owner: "nodelocaldns"}
-		if r := rolesOf(t, p); !slices.Equal(r, want) {
+		p := &process.Presence{Owner: "nodelocaldns"}
+		if r := peerRoles(t, p); !slices.Equal(r, want) {
 			t.Errorf("user %d: sees %v, want %v", uid, r, want)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-		_, err := p.lock(ctx)
+		_, err := p.Lock(ctx)
 		waited := ctx.Err() != nil
 		cancel()
-		var strange *strangerLockError
-		if errors.As(err, &strange) != (uid != 0) || errors.Is(err, errLockBusy) != (uid == 0) {
+		var strange *process.StrangerLockError
+		if errors.As(err, &strange) != (uid != 0) || errors.Is(err, process.ErrLockBusy) != (uid == 0) {
 			t.Errorf("user %d: the lock: %v", uid, err)
 		}
 		if waited != (uid == 0) {
 			t.Errorf("user %d: waited for the lock: %v", uid, waited)
 		}
-		if strange != nil && strange.uid != stranger {
-			t.Errorf("the lock is held by user %d", strange.uid)
+		if strange != nil && strange.UID != nettest.Stranger {
+			t.Errorf("the lock is held by user %d", strange.UID)
 		}
 	}
 }
@@ -48,11 +52,11 @@ func TestPresenceOfOtherUser(t *testing.T) {
 func socketUsersOfOne(t *testing.T) map[uint64]uint32 {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	must(t, err)
+	nettest.Must(t, err)
 	defer unix.Close(fd)
-	users := socketUsers()
+	users := process.SocketUsers()
 	var st unix.Stat_t
-	must(t, unix.Fstat(fd, &st))
+	nettest.Must(t, unix.Fstat(fd, &st))
 	if uid, ok := users[st.Ino]; users != nil && (!ok || uid != uint32(os.Geteuid())) {
 		t.Errorf("our own socket %d is not ours in %v", st.Ino, users)
 	}
@@ -62,7 +66,7 @@ func socketUsersOfOne(t *testing.T) map[uint64]uint32 {
 // A process without rights that takes every name keeps a Keeper from nothing: neither repairs, nor the
 // fallback while it drains, nor the removal, and none of it waits.
 func TestKeeperSquattedByOtherUser(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	if len(socketUsersOfOne(t)) == 0 {
 		t.Skip("this kernel does not tell whose a socket is")
 	}
@@ -71,22 +75,22 @@ func TestKeeperSquattedByOtherUser(t *testing.T) {
 	spec := keeperSpec()
 	spec.OnExit = ExitRemove
 	p.start(spec)
-	startChild(t, childSpec{UID: stranger, Owner: "nodelocaldns", Lock: true})
+	nettest.StartChild(t, nettest.ChildSpec{UID: nettest.Stranger, Owner: "nodelocaldns", Lock: true})
 
-	ctx, cancel := context.WithTimeout(context.Background(), presenceWait)
+	ctx, cancel := context.WithTimeout(context.Background(), process.PresenceWait)
 	defer cancel()
 	m.set(func() { clear(m.rules) })
-	must(t, p.k.checkRules(ctx))
-	if s := p.k.Status(); !s.Keeper || s.Repairs[RepairRules] != 1 {
+	nettest.Must(t, p.k.checkRules(ctx))
+	if s := p.k.Status(); !s.Keeper || s.Repairs[status.RepairRules] != 1 {
 		t.Errorf("status %+v", s)
 	}
 	m.takeCalls()
-	must(t, p.k.Drain(ctx))
-	must(t, p.k.Close(ctx))
+	nettest.Must(t, p.k.Drain(ctx))
+	nettest.Must(t, p.k.Close(ctx))
 	if want, calls := []string{"apply memory-auto draining", "remove memory-auto"}, m.takeCalls(); !slices.Equal(calls, want) {
 		t.Errorf("calls %q", calls)
 	}
-	if linkExists(t, "nodelocaldns") {
+	if nettest.LinkExists(t, "nodelocaldns") {
 		t.Error("the interface is still there")
 	}
 	if ctx.Err() != nil {
@@ -96,11 +100,11 @@ func TestKeeperSquattedByOtherUser(t *testing.T) {
 
 // Nor is a teardown kept from anything.
 func TestTeardownSquattedByOtherUser(t *testing.T) {
-	newNamespace(t)
+	nettest.NewNamespace(t)
 	if len(socketUsersOfOne(t)) == 0 {
 		t.Skip("this kernel does not tell whose a socket is")
 	}
-	startChild(t, childSpec{UID: stranger, Owner: "nodelocaldns", Lock: true})
-	r := Teardown(context.Background(), TeardownConfig{Log: newTestLog(t), All: newMemory().all, Interfaces: []string{"nodelocaldns"}})
-	must(t, r.Err())
+	nettest.StartChild(t, nettest.ChildSpec{UID: nettest.Stranger, Owner: "nodelocaldns", Lock: true})
+	r := Teardown(context.Background(), TeardownConfig{Log: nettest.NewLog(t), All: newMemory().All, Interfaces: []string{"nodelocaldns"}})
+	nettest.Must(t, r.Err())
 }

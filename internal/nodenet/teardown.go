@@ -7,11 +7,11 @@ import (
 	"net/netip"
 	"strings"
 	"time"
-)
 
-// DefaultOwners are the interface names that localcache uses when none is given: node-cache's, whose
-// place it takes, and its own.
-func DefaultOwners() []string { return []string{"nodelocaldns", "localcache"} }
+	"localcache.dev/localcache/internal/nodenet/link"
+	"localcache.dev/localcache/internal/nodenet/process"
+	"localcache.dev/localcache/internal/nodenet/rule"
+)
 
 // stepTimeout bounds each step of a teardown. It is longer than the wait for the xtables lock.
 const stepTimeout = 10 * time.Second
@@ -26,9 +26,9 @@ type TeardownConfig struct {
 	// Force removes even what a living localcache process uses. It will put it back, unless it is about
 	// to end.
 	Force bool
-	Log   Logger
+	Log   rule.Logger
 	// All lists the front ends; nil is AllFirewalls.
-	All func(ctx context.Context, owner string) []Firewall
+	All func(ctx context.Context, owner string) []rule.Backend
 }
 
 // Item is one step of a teardown.
@@ -99,11 +99,11 @@ func Teardown(ctx context.Context, cfg TeardownConfig) Report {
 	}
 	owners := cfg.Interfaces
 	if len(owners) == 0 {
-		owners = DefaultOwners()
+		owners = rule.DefaultOwners()
 	}
 	var r Report
 	if tables := unseenLegacyTables(ctx); len(tables) > 0 {
-		r.Items = append(r.Items, Item{Owner: "every owner", Where: nameIPTablesLegacy,
+		r.Items = append(r.Items, Item{Owner: "every owner", Where: rule.IPTablesLegacy,
 			Note: fmt.Sprintf("the tables %s, in which there may be rules of node-cache: iptables-legacy is not in PATH to look into them", strings.Join(tables, ", "))})
 	}
 	for _, owner := range owners {
@@ -120,10 +120,10 @@ func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item
 	var items []Item
 	others := Item{Owner: owner, Where: "processes"}
 	// This process takes no part: it has no use for what it removes. A starting one waits for the lock.
-	p := &presence{owner: owner}
-	unlock, err := p.lock(ctx)
+	p := &process.Presence{Owner: owner}
+	unlock, err := p.Lock(ctx)
 	defer unlock()
-	if strange := (*strangerLockError)(nil); errors.As(err, &strange) {
+	if strange := (*process.StrangerLockError)(nil); errors.As(err, &strange) {
 		cfg.Log.Warningf("%s: going on without the lock among localcache processes: %v", owner, err)
 		err = nil
 	}
@@ -131,14 +131,14 @@ func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item
 		others.Err = err
 		return append(items, others)
 	}
-	l := newLink(owner, cfg.Log)
-	switch peers, err := p.others(); {
+	l := link.New(owner, cfg.Log)
+	switch peers, err := p.Others(); {
 	case cfg.Force:
 	case err != nil:
 		others.Err = fmt.Errorf("%w: whether it is in use is not known; force the removal where it is not", err)
 		return append(items, others)
 	case len(peers) > 0:
-		others.Err = &InUseError{Processes: describePeers("/proc", peers)}
+		others.Err = &InUseError{Processes: process.DescribePeers("/proc", peers)}
 		return append(items, others)
 	default:
 		if others.Err = checkUnused(l, cfg.Addresses); others.Err != nil {
@@ -167,21 +167,21 @@ func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item
 	case !rulesGone && !cfg.Force:
 		i.Note = "the rules that could not be removed keep queries to its addresses from going anywhere else; try again, or force the removal"
 	default:
-		i.Removed, i.Note, i.Err = l.remove(cfg.Addresses)
+		i.Removed, i.Note, i.Err = l.Remove(cfg.Addresses)
 	}
 	return append(items, i)
 }
 
 // checkUnused returns an InUseError where another process has a socket on an address that would be
 // removed. A process that takes no names, such as node-cache, is only seen by that.
-func checkUnused(l *Link, known []netip.Addr) error {
-	addrs, err := l.ours(known)
+func checkUnused(l *link.Link, known []netip.Addr) error {
+	addrs, err := l.Ours(known)
 	if err != nil {
 		return err
 	}
-	holders, err := holdersOf(addrs, dnsPort)
+	holders, err := process.HoldersOf(addrs, process.DNSPort)
 	if len(holders) > 0 {
-		return &InUseError{Processes: describeHolders(holders)}
+		return &InUseError{Processes: process.DescribeHolders(holders)}
 	}
 	if err != nil {
 		return fmt.Errorf("%w: whether it is in use is not known; force the removal where it is not", err)
@@ -189,7 +189,7 @@ func checkUnused(l *Link, known []netip.Addr) error {
 	return nil
 }
 
-func allWithin(ctx context.Context, cfg TeardownConfig, owner string) []Firewall {
+func allWithin(ctx context.Context, cfg TeardownConfig, owner string) []rule.Backend {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	return cfg.All(ctx, owner)

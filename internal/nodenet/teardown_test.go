@@ -12,6 +12,10 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/link"
+	"localcache.dev/localcache/internal/nodenet/nettest"
+	"localcache.dev/localcache/internal/nodenet/process"
 )
 
 func lines(r Report) []string {
@@ -23,10 +27,10 @@ func lines(r Report) []string {
 }
 
 func TestTeardown(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	ctx := context.Background()
-	cfg := TeardownConfig{Log: newTestLog(t), All: m.all}
+	cfg := TeardownConfig{Log: nettest.NewLog(t), All: m.All}
 	if r := Teardown(ctx, cfg); r.Err() != nil || r.Removed() || len(r.Items) != 6 {
 		t.Errorf("where there is nothing: %q", lines(r))
 	}
@@ -34,20 +38,20 @@ func TestTeardown(t *testing.T) {
 	p := newProcess(t, n, m)
 	p.start(keeperSpec())
 	m.set(func() { m.rules["memory-nftables nodelocaldns"] = keeperSpec().Plan(PlanOptions{}) })
-	addLink(t, &netlink.Bridge{}, "localcache", "10.1.0.1/24", "169.254.20.10/32")
+	nettest.AddLink(t, &netlink.Bridge{}, "localcache", "10.1.0.1/24", "169.254.20.10/32")
 
 	r := Teardown(ctx, cfg)
 	var used *InUseError
 	if !errors.As(r.Err(), &used) || !strings.Contains(used.Processes, fmt.Sprintf("(pid %d)", os.Getpid())) {
 		t.Errorf("while a process is alive: %v", r.Err())
 	}
-	if !linkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) == 0 {
+	if !nettest.LinkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) == 0 {
 		t.Error("what is in use was removed")
 	}
 
 	p.die()
 	r = Teardown(ctx, cfg)
-	must(t, r.Err())
+	nettest.Must(t, r.Err())
 	kind := p.k.Status().Kind
 	count := len(keeperSpec().Plan(PlanOptions{}))
 	want := []string{
@@ -61,19 +65,19 @@ func TestTeardown(t *testing.T) {
 	if got := lines(r); !slices.Equal(got, want) {
 		t.Errorf("report\n%s\nof\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if linkExists(t, "nodelocaldns") || !linkExists(t, "localcache") {
+	if nettest.LinkExists(t, "nodelocaldns") || !nettest.LinkExists(t, "localcache") {
 		t.Error("links are not those of the report")
 	}
 }
 
 func TestTeardownForce(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	p.start(keeperSpec())
-	r := Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.all, Force: true, Interfaces: []string{"nodelocaldns"}})
-	must(t, r.Err())
-	if linkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
+	r := Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.All, Force: true, Interfaces: []string{"nodelocaldns"}})
+	nettest.Must(t, r.Err())
+	if nettest.LinkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
 		t.Errorf("something is left: %q", lines(r))
 	}
 }
@@ -81,13 +85,13 @@ func TestTeardownForce(t *testing.T) {
 // A step that fails does not keep the others from being done, but for the interface: rules that are left
 // need it.
 func TestTeardownFails(t *testing.T) {
-	n := newNamespace(t)
+	n := nettest.NewNamespace(t)
 	m := newMemory()
 	p := newProcess(t, n, m)
 	p.start(keeperSpec())
 	p.die()
 	m.set(func() { m.removeErr = unix.EPERM })
-	r := Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.all, Interfaces: []string{"nodelocaldns", "not a name"}})
+	r := Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.All, Interfaces: []string{"nodelocaldns", "not a name"}})
 	if err := r.Err(); !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "not a name") {
 		t.Errorf("error %v", err)
 	}
@@ -96,45 +100,45 @@ func TestTeardownFails(t *testing.T) {
 	}) {
 		t.Errorf("no item says %q: %q", note, lines(r))
 	}
-	if !linkExists(t, "nodelocaldns") {
+	if !nettest.LinkExists(t, "nodelocaldns") {
 		t.Error("the interface was removed before its rules")
 	}
-	r = Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.all, Interfaces: []string{"nodelocaldns"}, Force: true})
-	if err := r.Err(); !errors.Is(err, unix.EPERM) || linkExists(t, "nodelocaldns") {
+	r = Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.All, Interfaces: []string{"nodelocaldns"}, Force: true})
+	if err := r.Err(); !errors.Is(err, unix.EPERM) || nettest.LinkExists(t, "nodelocaldns") {
 		t.Errorf("by force: %q", lines(r))
 	}
 }
 
 // A node-cache that is alive has no names that say so, but sockets.
 func TestTeardownNodeCacheAlive(t *testing.T) {
-	newNamespace(t)
-	addLink(t, &netlink.Bridge{}, "nodelocaldns", "169.254.25.10/32", "10.96.0.10/32")
-	must(t, netlink.LinkSetAlias(linkNamed(t, "nodelocaldns"), LinkAlias))
-	pid, end := startChild(t, childSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(local4b, dnsPort)}})
-	cfg := TeardownConfig{Log: newTestLog(t), All: newMemory().all, Interfaces: []string{"nodelocaldns"}}
+	nettest.NewNamespace(t)
+	nettest.AddLink(t, &netlink.Bridge{}, "nodelocaldns", "169.254.25.10/32", "10.96.0.10/32")
+	nettest.Must(t, netlink.LinkSetAlias(linkNamed(t, "nodelocaldns"), link.Alias))
+	pid, end := nettest.StartChild(t, nettest.ChildSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(nettest.Local4b, process.DNSPort)}})
+	cfg := TeardownConfig{Log: nettest.NewLog(t), All: newMemory().All, Interfaces: []string{"nodelocaldns"}}
 	r := Teardown(context.Background(), cfg)
 	var used *InUseError
 	want := fmt.Sprintf("(pid %d) at 10.96.0.10:53", pid)
 	if !errors.As(r.Err(), &used) || !strings.Contains(used.Processes, want) {
 		t.Errorf("error %v, want one that names %q", r.Err(), want)
 	}
-	if got := addrsOn(t, "nodelocaldns"); len(got) != 2 {
+	if got := nettest.AddrsOn(t, "nodelocaldns"); len(got) != 2 {
 		t.Errorf("under a living process, only %v were left", got)
 	}
 	end()
-	must(t, Teardown(context.Background(), cfg).Err())
-	if linkExists(t, "nodelocaldns") {
+	nettest.Must(t, Teardown(context.Background(), cfg).Err())
+	if nettest.LinkExists(t, "nodelocaldns") {
 		t.Error("the interface is still there")
 	}
 }
 
 func TestTeardownNodeCacheAliveForce(t *testing.T) {
-	newNamespace(t)
-	addLink(t, &netlink.Bridge{}, "nodelocaldns", "169.254.25.10/32")
-	must(t, netlink.LinkSetAlias(linkNamed(t, "nodelocaldns"), LinkAlias))
-	startChild(t, childSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(local4, dnsPort)}})
-	must(t, Teardown(context.Background(), TeardownConfig{Log: newTestLog(t), All: newMemory().all, Interfaces: []string{"nodelocaldns"}, Force: true}).Err())
-	if linkExists(t, "nodelocaldns") {
+	nettest.NewNamespace(t)
+	nettest.AddLink(t, &netlink.Bridge{}, "nodelocaldns", "169.254.25.10/32")
+	nettest.Must(t, netlink.LinkSetAlias(linkNamed(t, "nodelocaldns"), link.Alias))
+	nettest.StartChild(t, nettest.ChildSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(nettest.Local4, process.DNSPort)}})
+	nettest.Must(t, Teardown(context.Background(), TeardownConfig{Log: nettest.NewLog(t), All: newMemory().All, Interfaces: []string{"nodelocaldns"}, Force: true}).Err())
+	if nettest.LinkExists(t, "nodelocaldns") {
 		t.Error("the interface is still there")
 	}
 }
@@ -142,6 +146,6 @@ func TestTeardownNodeCacheAliveForce(t *testing.T) {
 func linkNamed(t *testing.T, name string) netlink.Link {
 	t.Helper()
 	l, err := netlink.LinkByName(name)
-	must(t, err)
+	nettest.Must(t, err)
 	return l
 }

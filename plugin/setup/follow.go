@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"localcache.dev/localcache/internal/kube"
-	"localcache.dev/localcache/internal/nodenet"
+	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
 const (
@@ -26,7 +26,7 @@ const (
 // follower keeps the fallback what the endpoints of a Service are. The Corefile that is in force says which
 // one; its watch outlives a reload that names the same.
 type follower struct {
-	log     nodenet.Logger
+	log     rule.Logger
 	cluster func() (kube.Config, error)
 	inForce func() []netip.AddrPort // the fallback now
 	set     func(ctx context.Context, udp, tcp []netip.AddrPort) error

@@ -4,7 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"localcache.dev/localcache/internal/kube"
-	"localcache.dev/localcache/internal/nodenet"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // errorConfigMap is node-cache's errortype of a configuration that could not be used. The others are
@@ -74,7 +74,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	// Every type is exported from the start, so that a rate over them is never empty.
 	s, ok := c.node.Status()
 	count(descErrors, c.node.configErrors.Load(), errorConfigMap)
-	for _, t := range nodenet.ErrorTypes() {
+	for _, t := range status.ErrorTypes() {
 		count(descErrors, s.Errors[t], string(t))
 	}
 	if !ok {
@@ -89,7 +89,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	gauge(descFallback, float64(len(s.Fallback)))
 	c.collectFollow(ch)
 	gauge(descKeeper, truth(s.Keeper))
-	for _, kind := range nodenet.RepairKinds() {
+	for _, kind := range status.RepairKinds() {
 		count(descRepairs, s.Repairs[kind], string(kind))
 	}
 }

@@ -17,6 +17,8 @@ import (
 
 	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/nodenet"
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/status"
 )
 
 // directive is the word in the Corefile.
@@ -31,7 +33,7 @@ const stepTimeout = 20 * time.Second
 // successful one replaces it.
 type Node struct {
 	flags  Flags
-	log    nodenet.Logger
+	log    rule.Logger
 	keeper *nodenet.Keeper
 	follow *follower
 
@@ -186,7 +188,7 @@ func (n *Node) onEvent(event caddy.EventName, info any) error {
 	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
 	defer cancel()
 	err := n.keeper.Commit(ctx)
-	if errors.Is(err, nodenet.ErrLocked) {
+	if errors.Is(err, rule.ErrLocked) {
 		// The lock is a matter of time, and the keeper tries again: to serve without rules for a moment
 		// is better than not to serve.
 		n.log.Warningf("the rules are not in place yet: %v", err)
@@ -273,9 +275,9 @@ func (n *Node) Serving() *caddy.Instance {
 }
 
 // Status is the state of the network now; ok is false where none was asked for.
-func (n *Node) Status() (s nodenet.Status, ok bool) {
+func (n *Node) Status() (s status.Status, ok bool) {
 	if !n.inForce() {
-		return nodenet.Status{}, false
+		return status.Status{}, false
 	}
 	return n.keeper.Status(), true
 }

@@ -1,0 +1,381 @@
+// Package link makes and watches the interface that carries the local addresses. It creates the link if it is missing, adds
+// the addresses, and reports events that concern them; a link that another program made is never changed.
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/nodenet/rule"
+	"localcache.dev/localcache/internal/nodenet/status"
+)
+
+// Alias is the alias (IFLA_IFALIAS, `ip link show`) of a link that localcache made, so that an
+// administrator sees whose it is. Every address with a host mask on such a link is ours.
+const Alias = "localcache"
+
+// Link is the interface of one owner in the network namespace of the calling thread. An existing link
+// of the name is used as it is, of whatever kind: it is never replaced, because sockets, routes or an
+// administrator's choice may hang on it. Nothing is written that is there already, so that a link which
+// somebody else has prepared needs no NET_ADMIN.
+type Link struct {
+	Name  string
+	log   rule.Logger
+	Kinds []netlink.Link // in the order in which they are tried; see linkKinds
+}
+
+func New(name string, log rule.Logger) *Link {
+	return &Link{Name: name, log: log, Kinds: linkKinds()}
+}
+
+// linkKinds are the kinds of link that are made where there is none of the name, best first. Each can
+// answer at an IPv4 and an IPv6 address, to the node itself and through a pod's veth (a test asks every
+// kind that its kernel has): the kernel delivers to a local address whatever the link's own state. The
+// order is that of their side effects:
+//
+//   - dummy drops what is sent to it, has no neighbours and is what people expect to find;
+//   - ifb is the same for our purpose (NOARP, drops what was not redirected to it), but loading its
+//     module makes two more links, ifb0 and ifb1;
+//   - bridge exists on nearly every node that runs containers. Without a port it has no carrier on most
+//     kernels and shows as DOWN, and network daemons like to take bridges over;
+//   - veth exists wherever pods do, but comes with a second link that has to be explained.
+//
+// macvlan and vlan would need a parent whose end is theirs too; vxlan and the like open ports; tun
+// needs /dev/net/tun; lo is everybody's.
+func linkKinds() []netlink.Link {
+	return []netlink.Link{
+		&netlink.Dummy{},
+		&netlink.Ifb{},
+		&netlink.Bridge{},
+		// The kernel fills in the number of the peer's name.
+		&netlink.Veth{PeerName: "veth%d"},
+	}
+}
+
+// ForeignLinkError says that an address which is to be put on our link is on another one, so that two
+// owners would fight about it.
+type ForeignLinkError struct {
+	Addr netip.Addr
+	Link string // the other link
+	Ours bool   // made by localcache under another name
+}
+
+func (e *ForeignLinkError) Error() string {
+	advice := "remove it there, or choose another address"
+	if e.Ours {
+		advice = "it is left from a localcache with another interface name: run `localcache teardown` for that name first"
+	}
+	return fmt.Sprintf("address %s is already on interface %s: %s", e.Addr, e.Link, advice)
+}
+
+// State is what was found at one moment.
+type State struct {
+	Link    netlink.Link // nil: no link of the name
+	Up      bool
+	Missing []netip.Addr // wanted, not usable on the link
+	broken  []netip.Addr // those of missing that are on the link, but not to be bound to (IPv6 DAD)
+	Surplus []netip.Addr // ours, not wanted
+}
+
+func (s State) Complete() bool { return s.Link != nil && s.Up && len(s.Missing) == 0 }
+
+func (s State) Kind() string {
+	if s.Link == nil {
+		return ""
+	}
+	return s.Link.Type()
+}
+
+// Read compares the link with the addresses that it should carry. mine are addresses that this process
+// has put on it and that may be surplus on a link which is not ours.
+func (l *Link) Read(want, mine []netip.Addr) (State, error) {
+	var s State
+	s.Missing = slices.Clone(want)
+	link, err := netlink.LinkByName(l.Name)
+	if IsNoLink(err) {
+		return s, nil
+	}
+	if err != nil {
+		return s, l.Failed(status.ErrorInterfaceCheck, "read it", err)
+	}
+	s.Link = link
+	s.Up = link.Attrs().Flags&net.FlagUp != 0
+	addrs, err := listAddrs(link)
+	if err != nil {
+		return s, l.Failed(status.ErrorInterfaceCheck, "read its addresses", err)
+	}
+	ours := isOurs(link)
+	for _, a := range addrs {
+		ip, hostMask := addrOf(a)
+		if i := slices.Index(s.Missing, ip); i >= 0 {
+			// An address in duplicate address detection cannot be bound to, and one that failed it never
+			// will be. On a link without neighbours there is nothing to detect.
+			if a.Flags&unix.IFA_F_DADFAILED != 0 || a.Flags&unix.IFA_F_TENTATIVE != 0 && a.Flags&unix.IFA_F_OPTIMISTIC == 0 {
+				s.broken = append(s.broken, ip)
+			} else {
+				s.Missing = slices.Delete(s.Missing, i, i+1)
+			}
+		} else if hostMask && !slices.Contains(want, ip) && (ours || slices.Contains(mine, ip)) {
+			s.Surplus = append(s.Surplus, ip)
+		}
+	}
+	return s, nil
+}
+
+// Changes is what ensure did.
+type Changes struct {
+	Created bool
+	SetUp   bool // an existing link was down
+	Added   []netip.Addr
+}
+
+func (c Changes) Any() bool { return c.Created || c.SetUp || len(c.Added) > 0 }
+
+// maxEnsure bounds how often ensure begins anew because the link was deleted under its hands.
+const maxEnsure = 3
+
+// Ensure makes the link exist, be up and carry want. Addresses beyond want are left alone. The changes
+// count even where an error is returned.
+func (l *Link) Ensure(want, mine []netip.Addr) (s State, done Changes, err error) {
+	for range maxEnsure {
+		s, err = l.ensureOnce(want, mine, &done)
+		if !IsNoLink(err) {
+			break
+		}
+	}
+	awaitRoutes(done.Added)
+	return s, done, err
+}
+
+func (l *Link) ensureOnce(want, mine []netip.Addr, done *Changes) (State, error) {
+	s, err := l.Read(want, mine)
+	if err != nil {
+		return s, err
+	}
+	if s.Link == nil {
+		made, err := l.create()
+		if err != nil {
+			return s, err
+		}
+		done.Created = done.Created || made
+		done.Added = nil // with what was there before
+		if s, err = l.Read(want, mine); err == nil && s.Link == nil {
+			err = l.Failed(status.ErrorInterfaceAdd, "create it", fmt.Errorf("it was deleted at once: %w", unix.ENODEV))
+		}
+		if err != nil {
+			return s, err
+		}
+	}
+	if s.Link.Attrs().Alias == "" && (done.Created || isOurs(s.Link)) {
+		// A new one (the kernel takes no alias while it makes a link), or node-cache's from before a
+		// migration.
+		if err := netlink.LinkSetAlias(s.Link, Alias); err != nil && !IsNoLink(err) {
+			l.log.Warningf("interface %s: its alias could not be set, so that a later process will not take it for its own: %v", l.Name, err)
+		}
+	}
+	// Up comes before the addresses: the kernel takes IPv6 addresses off a link that is set down.
+	if !s.Up {
+		if err := netlink.LinkSetUp(s.Link); err != nil {
+			return s, l.Failed(status.ErrorInterfaceAdd, "set it up", err)
+		}
+		s.Up = true
+		done.SetUp = !done.Created
+	}
+	var errs []error
+	for _, a := range slices.Clone(s.Missing) {
+		if slices.Contains(s.broken, a) {
+			if err := netlink.AddrDel(s.Link, HostAddr(a)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+				errs = append(errs, l.Failed(status.ErrorInterfaceAdd, fmt.Sprintf("renew address %s", a), err))
+				continue
+			}
+		}
+		if err := netlink.AddrAdd(s.Link, HostAddr(a)); err != nil && !errors.Is(err, unix.EEXIST) {
+			errs = append(errs, l.Failed(status.ErrorInterfaceAdd, fmt.Sprintf("add address %s", a), err))
+			continue
+		}
+		done.Added = append(done.Added, a)
+		s.Missing = slices.DeleteFunc(s.Missing, func(m netip.Addr) bool { return m == a })
+	}
+	return s, errors.Join(errs...)
+}
+
+// create makes a link of the first kind that the kernel has. It returns false where somebody else was
+// faster.
+func (l *Link) create() (bool, error) {
+	var errs []error
+	for _, k := range l.Kinds {
+		attrs := k.Attrs()
+		*attrs = netlink.NewLinkAttrs()
+		attrs.Name = l.Name
+		err := netlink.LinkAdd(k)
+		switch {
+		case err == nil:
+			if len(errs) > 0 {
+				l.log.Infof("interface %s is of kind %s, because: %v", l.Name, k.Type(), errors.Join(errs...))
+			}
+			return true, nil
+		case errors.Is(err, unix.EEXIST):
+			return false, nil
+		case errors.Is(err, unix.EPERM):
+			return false, l.Failed(status.ErrorInterfaceAdd, "create it", err)
+		case errors.Is(err, unix.EOPNOTSUPP):
+			err = errors.New("the kernel has none (is there a module?)")
+		}
+		errs = append(errs, fmt.Errorf("kind %s: %w", k.Type(), err))
+	}
+	return false, l.Failed(status.ErrorInterfaceAdd, "create it", errors.Join(errs...))
+}
+
+// RemoveAddresses takes addresses off the link. One that is gone already is no error.
+func (l *Link) RemoveAddresses(addrs []netip.Addr) ([]netip.Addr, error) {
+	if len(addrs) == 0 {
+		return nil, nil
+	}
+	link, err := netlink.LinkByName(l.Name)
+	if IsNoLink(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, l.Failed(status.ErrorInterfaceCheck, "read it", err)
+	}
+	var removed []netip.Addr
+	var errs []error
+	for _, a := range addrs {
+		err := netlink.AddrDel(link, HostAddr(a))
+		switch {
+		case err == nil:
+			removed = append(removed, a)
+		case !errors.Is(err, unix.EADDRNOTAVAIL):
+			errs = append(errs, l.Failed(status.ErrorInterfaceAdd, fmt.Sprintf("remove address %s", a), err))
+		}
+	}
+	return removed, errors.Join(errs...)
+}
+
+// Ours lists the addresses that remove would take away.
+func (l *Link) Ours(known []netip.Addr) ([]netip.Addr, error) {
+	s, err := l.Read(nil, known)
+	return s.Surplus, err
+}
+
+// Remove deletes the link where it is of a kind that is made for a purpose like ours and carries
+// nothing of anybody else; else it removes the addresses of known, and says why the link stays.
+func (l *Link) Remove(known []netip.Addr) (removed []string, stays string, err error) {
+	link, err := netlink.LinkByName(l.Name)
+	if IsNoLink(err) {
+		return nil, "", nil
+	}
+	if err != nil {
+		return nil, "", l.Failed(status.ErrorInterfaceCheck, "read it", err)
+	}
+	if stays, err = whyKept(link, known); err != nil {
+		return nil, "", l.Failed(status.ErrorInterfaceCheck, "see what it carries", err)
+	}
+	if stays != "" {
+		// What is on a link with our mark is ours even where nobody names it.
+		s, err := l.Read(nil, known)
+		if err != nil {
+			return nil, stays, err
+		}
+		gone, err := l.RemoveAddresses(s.Surplus)
+		for _, a := range gone {
+			removed = append(removed, fmt.Sprintf("address %s of interface %s", a, l.Name))
+		}
+		return removed, stays, err
+	}
+	if err := netlink.LinkDel(link); err != nil && !IsNoLink(err) {
+		return nil, "", l.Failed(status.ErrorInterfaceAdd, "delete it", err)
+	}
+	return []string{fmt.Sprintf("interface %s (%s)", l.Name, link.Type())}, "", nil
+}
+
+// whyKept says what speaks against deleting a link that has our name; "" is nothing. On a link without
+// our mark only known addresses may be: somebody may have named kube-ipvs0 as the interface.
+func whyKept(link netlink.Link, known []netip.Addr) (string, error) {
+	kind := link.Type()
+	if !slices.Contains([]string{"dummy", "ifb", "bridge", "veth", "macvlan"}, kind) {
+		return fmt.Sprintf("it is of kind %s, which localcache never makes", kind), nil
+	}
+	if kind == "bridge" {
+		links, err := linkList()
+		if err != nil {
+			return "", err
+		}
+		for _, other := range links {
+			if other.Attrs().MasterIndex == link.Attrs().Index {
+				return fmt.Sprintf("it is a bridge with a port, %s", other.Attrs().Name), nil
+			}
+		}
+	}
+	addrs, err := listAddrs(link)
+	if err != nil {
+		return "", err
+	}
+	for _, a := range addrs {
+		ip, hostMask := addrOf(a)
+		// The kernel's own fe80::/64 comes with every link.
+		kernels := ip.Is6() && ip.IsLinkLocalUnicast() && !hostMask
+		ours := hostMask && (isOurs(link) || slices.Contains(known, ip))
+		if !kernels && !ours {
+			return fmt.Sprintf("it carries %s, which localcache did not put there", a.IPNet), nil
+		}
+	}
+	return "", nil
+}
+
+// CheckForeign returns a ForeignLinkError for each of addrs that is on a link of another name.
+func (l *Link) CheckForeign(addrs []netip.Addr) error {
+	all, err := listAddrs(nil)
+	if err != nil {
+		return l.Failed(status.ErrorInterfaceCheck, "read the node's addresses", err)
+	}
+	var errs []error
+	for _, a := range all {
+		ip, _ := addrOf(a)
+		if !slices.Contains(addrs, ip) {
+			continue
+		}
+		other, err := netlink.LinkByIndex(a.LinkIndex)
+		if IsNoLink(err) || err == nil && other.Attrs().Name == l.Name {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, l.Failed(status.ErrorInterfaceCheck, "read the link of "+ip.String(), err))
+			continue
+		}
+		errs = append(errs, &status.SetupError{Type: status.ErrorInterfaceCheck,
+			Err: &ForeignLinkError{Addr: ip, Link: other.Attrs().Name, Ours: other.Attrs().Alias == Alias}})
+	}
+	return errors.Join(errs...)
+}
+
+// MissingAnywhere returns those of addrs that are on no link at all.
+func MissingAnywhere(addrs []netip.Addr) ([]netip.Addr, error) {
+	all, err := listAddrs(nil)
+	if err != nil {
+		return nil, &status.SetupError{Type: status.ErrorInterfaceCheck, Err: fmt.Errorf("read the node's addresses: %w", err)}
+	}
+	missing := slices.Clone(addrs)
+	for _, a := range all {
+		ip, _ := addrOf(a)
+		missing = slices.DeleteFunc(missing, func(m netip.Addr) bool { return m == ip })
+	}
+	return missing, nil
+}
+
+// failed words a failure of an operation on the link, with what can be done about it.
+func (l *Link) Failed(t status.ErrorType, doing string, err error) error {
+	switch {
+	case errors.Is(err, unix.EPERM):
+		err = fmt.Errorf("%w: the process needs NET_ADMIN for that, or -setupinterface=false where somebody else makes the interface", err)
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EAFNOSUPPORT):
+		err = fmt.Errorf("%w: is IPv6 switched off here (sysctl net.ipv6.conf.default.disable_ipv6)?", err)
+	}
+	return &status.SetupError{Type: t, Err: fmt.Errorf("interface %s: %s: %w", l.Name, doing, err)}
+}
