@@ -16,13 +16,13 @@ BUILDFLAGS := -trimpath -buildvcs=auto -ldflags='-s -w'
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-build: ## build bin/localcache, static
-	@echo "building $(BIN) ..."
-	@CGO_ENABLED=0 GOFLAGS= $(GO) build $(BUILDFLAGS) -o $(BIN) ./cmd/localcache
+build: ## build bin/localcache, static, and bin/localcache-demo
+	@echo "building $(BIN) and $(BIN)-demo ..."
+	@CGO_ENABLED=0 GOFLAGS= $(GO) build $(BUILDFLAGS) -o bin/ ./cmd/...
 	@ls -l $(BIN) | awk '{printf "$(BIN): %.1f MB\n", $$5/1e6}'
 
 run: build ## run localcache for real in a private lab; ARGS=--once to end by itself
-	@$(BIN) demo $(ARGS)
+	@$(BIN)-demo $(ARGS)
 
 check: ## the inner loop, within a minute: gofmt, vet, lint, unit tests without race detector and network labs
 	@$(MAKE) --no-print-directory lint

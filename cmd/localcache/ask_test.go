@@ -18,6 +18,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"localcache.dev/localcache/internal/api"
+	"localcache.dev/localcache/internal/apiclient"
+	"localcache.dev/localcache/internal/apiclient/render"
+	"localcache.dev/localcache/internal/cli"
 	"localcache.dev/localcache/internal/observe"
 	podtable "localcache.dev/localcache/internal/pods"
 )
@@ -44,7 +47,7 @@ func TestAskScripts(t *testing.T) {
 			foreign := httptest.NewServer(http.NotFoundHandler())
 			env.Defer(func() { tcp.Close(); foreign.Close(); k.Close(); server.Close() })
 			env.Values["queries"] = queries
-			env.Setenv(socketVariable, socket)
+			env.Setenv(cli.SocketVariable, socket)
 			env.Setenv("SOCKET", socket)
 			env.Setenv("URL", tcp.URL)
 			env.Setenv("FOREIGN", foreign.URL)
@@ -187,10 +190,10 @@ func TestSummarised(t *testing.T) {
 		{Upstream: "192.0.2.4:53", Proto: "udp", Outcome: "servfail"}, {Upstream: "192.0.2.5:53", Proto: "udp", Outcome: "servfail"},
 	}, LostExchanges: 3}
 	const want = "4× 192.0.2.1:5999/udp conn_refused; 192.0.2.2:53/tcp timeout 2.0s; 192.0.2.3:53/udp overtaken 10ms; and 5 more"
-	if got := summarised(q); got != want {
+	if got := apiclient.Summarised(q); got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if got := summarised(&api.Query{}); got != "" {
+	if got := apiclient.Summarised(&api.Query{}); got != "" {
 		t.Errorf("got %q of nothing", got)
 	}
 }
@@ -216,26 +219,26 @@ a:
 t: "2006-01-02T15:04:05Z"
 `
 	var b bytes.Buffer
-	if err := writeYAML(&b, []byte(document)); err != nil {
+	if err := render.WriteYAML(&b, []byte(document)); err != nil {
 		t.Fatal(err)
 	}
 	if b.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
 	}
-	if err := writeYAML(&b, []byte(`{"a":`)); err == nil {
+	if err := render.WriteYAML(&b, []byte(`{"a":`)); err == nil {
 		t.Error("half a document was written")
 	}
 }
 
 func TestPrintable(t *testing.T) {
-	if got := printable("a\x1b[31mb\u009bc\xffd é"); strings.ContainsAny(got, "\x1b\u009b") || !strings.Contains(got, "é") {
+	if got := render.Printable("a\x1b[31mb\u009bc\xffd é"); strings.ContainsAny(got, "\x1b\u009b") || !strings.Contains(got, "é") {
 		t.Errorf("got %q: a name could steer the terminal", got)
 	}
 }
 
 func TestShort(t *testing.T) {
 	for seconds, want := range map[float64]string{0: "-", 0.00004: "40µs", 0.0012: "1.2ms", 0.12: "120ms", 2.04: "2.0s", 150: "2m"} {
-		if got := short(seconds); got != want {
+		if got := render.Short(seconds); got != want {
 			t.Errorf("%v: got %s, want %s", seconds, got, want)
 		}
 	}
@@ -249,11 +252,11 @@ func TestMerged(t *testing.T) {
 		_, high := observe.LatencyBounds(i)
 		bounds = append(bounds, high.Seconds())
 	}
-	q := merged(&api.Latency{Counts: l.Counts[:4]}, &api.Latency{Counts: append(make([]uint64, 20), 1)}, bounds)
+	q := apiclient.Merged(&api.Latency{Counts: l.Counts[:4]}, &api.Latency{Counts: append(make([]uint64, 20), 1)}, bounds)
 	if q(0.5) != bounds[3] || q(1) != bounds[20] {
 		t.Errorf("got %v and %v, want %v and %v", q(0.5), q(1), bounds[3], bounds[20])
 	}
-	if none := merged(&api.Latency{}, &api.Latency{}, bounds); none(0.5) != 0 {
+	if none := apiclient.Merged(&api.Latency{}, &api.Latency{}, bounds); none(0.5) != 0 {
 		t.Error("a quantile of nothing")
 	}
 }
@@ -264,7 +267,7 @@ func FuzzWriteYAML(f *testing.F) {
 	f.Add([]byte(`[[[]]]`))
 	f.Fuzz(func(t *testing.T, document []byte) {
 		var b bytes.Buffer
-		err := writeYAML(&b, document)
+		err := render.WriteYAML(&b, document)
 		if json.Valid(document) && err != nil {
 			t.Errorf("%q: %v", document, err)
 		}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"localcache.dev/localcache/internal/cli"
 	"localcache.dev/localcache/internal/nodenet"
 	"localcache.dev/localcache/plugin/setup"
 )
@@ -85,7 +86,7 @@ func parseServeFlags(args []string) (*serveFlags, error) {
 			return nil, err
 		}
 		if name := unknownFlag(fs, args); name != "" {
-			return nil, fmt.Errorf("unknown flag -%s%s; accepted are: %s", name, suggestion(fs, name), strings.Join(flagNames(fs), " "))
+			return nil, fmt.Errorf("unknown flag -%s%s; accepted are: %s", name, suggestion(fs, name), strings.Join(cli.FlagNames(fs), " "))
 		}
 		return nil, err
 	}
@@ -141,12 +142,6 @@ func unknownFlag(fs *flag.FlagSet, args []string) string {
 		i++ // its value
 	}
 	return ""
-}
-
-func flagNames(fs *flag.FlagSet) []string {
-	var names []string
-	fs.VisitAll(func(f *flag.Flag) { names = append(names, "-"+f.Name) })
-	return names
 }
 
 // suggestion finds the flag that was probably meant: one that differs in dashes, dots, case or a

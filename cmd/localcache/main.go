@@ -12,14 +12,8 @@ import (
 	"slices"
 	"strings"
 
-	"localcache.dev/localcache/internal/lab"
-)
-
-// Exit statuses of every subcommand.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	"localcache.dev/localcache/internal/apiclient"
+	"localcache.dev/localcache/internal/cli"
 )
 
 // command is one subcommand.
@@ -34,12 +28,11 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"serve", "run the cache on this node (the default)", serve, serveHelp},
-		{"top", "show who asks most, what is asked for, or how the upstreams do", top, topHelp},
-		{"queries", "show slow and failed queries, with what they waited for", queries, queriesHelp},
-		{"pods", "show one client: its traffic, names, slow and failed queries", pods, podsHelp},
-		{"status", "show whether the cache runs, and how it does", status, statusHelp},
-		{"raw", "print what the cache's API answers, for scripts", raw, rawHelp},
-		{"demo", "run it for real in a private lab of network namespaces", demo, demoHelp},
+		{"top", "show who asks most, what is asked for, or how the upstreams do", apiclient.Top, apiclient.TopHelp},
+		{"queries", "show slow and failed queries, with what they waited for", apiclient.Queries, apiclient.QueriesHelp},
+		{"pods", "show one client: its traffic, names, slow and failed queries", apiclient.Pods, apiclient.PodsHelp},
+		{"status", "show whether the cache runs, and how it does", apiclient.Status, apiclient.StatusHelp},
+		{"raw", "print what the cache's API answers, for scripts", apiclient.Raw, apiclient.RawHelp},
 		{"teardown", "remove what localcache or node-cache left on this node", teardown, teardownHelp},
 		{"version", "print the version", version, nil},
 		{"help", "help for a subcommand", nil, nil},
@@ -47,8 +40,6 @@ func commands() []command {
 }
 
 func main() {
-	// A process that the lab started as one of its stages does its task here and never returns.
-	lab.Init()
 	args := os.Args[1:]
 	if filepath.Base(os.Args[0]) == kubectlPlugin && (len(args) == 0 || strings.HasPrefix(args[0], "-")) {
 		// What kubectl runs without a subcommand is not to become a server.
@@ -64,7 +55,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
 		if len(args) > 0 && isHelp(args[0]) {
 			usage(stdout)
-			return exitOK
+			return cli.ExitOK
 		}
 		return serve(args, stdout, stderr)
 	}
@@ -81,9 +72,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return c.run(rest, stdout, stderr)
 	}
+	if name == "demo" {
+		fmt.Fprintln(stderr, "localcache: the demo is the program localcache-demo: 'make run' in the source tree builds and runs it")
+		return cli.ExitUsage
+	}
 	fmt.Fprintf(stderr, "localcache: unknown subcommand %q\n\n", name)
 	usage(stderr)
-	return exitUsage
+	return cli.ExitUsage
 }
 
 func isHelp(arg string) bool { return arg == "-h" || arg == "-help" || arg == "--help" }
@@ -109,7 +104,7 @@ top, queries, pods, status and raw ask a running cache, or those of all nodes wi
 func help(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
 		usage(stdout)
-		return exitOK
+		return cli.ExitOK
 	}
 	for _, c := range commands() {
 		if c.name != args[0] {
@@ -120,9 +115,9 @@ func help(args []string, stdout, stderr io.Writer) int {
 		} else {
 			fmt.Fprintf(stdout, "localcache %s: %s\n", c.name, c.summary)
 		}
-		return exitOK
+		return cli.ExitOK
 	}
 	fmt.Fprintf(stderr, "localcache help: unknown subcommand %q\n\n", args[0])
 	usage(stderr)
-	return exitUsage
+	return cli.ExitUsage
 }

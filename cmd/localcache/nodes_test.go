@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"localcache.dev/localcache/internal/api"
+	"localcache.dev/localcache/internal/apiclient/fleet"
+	"localcache.dev/localcache/internal/cli"
 	"localcache.dev/localcache/internal/observe"
 	podtable "localcache.dev/localcache/internal/pods"
 )
@@ -75,11 +77,11 @@ func fakeKubectl() {
 		switch what {
 		case "run":
 			at := slices.Index(args, "--")
-			if args[at+1] != programInImage {
+			if args[at+1] != fleet.ProgramInImage {
 				fail("exec: %q: no such file or directory", args[at+1])
 			}
 			cmd := exec.Command("localcache", args[at+2:]...)
-			cmd.Env = append(os.Environ(), socketVariable+"="+socket)
+			cmd.Env = append(os.Environ(), cli.SocketVariable+"="+socket)
 			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 			var status *exec.ExitError
 			if err := cmd.Run(); errors.As(err, &status) {
@@ -291,13 +293,13 @@ func TestReadPods(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	targets, err := readPods(document, "node-cache")
+	targets, err := fleet.ReadPods(document, "node-cache")
 	if err != nil {
 		t.Fatal(err)
 	}
 	var got []string
 	for i := range targets {
-		got = append(got, strings.TrimSpace(targets[i].label()+": "+targets[i].problem))
+		got = append(got, strings.TrimSpace(targets[i].Label()+": "+targets[i].Problem))
 	}
 	want := []string{
 		"pod nowhere: it is on no node yet", "node-1:", "node-2 (base):", "node-2 (surge):", "node-3: its pod pending is Pending",
@@ -306,7 +308,7 @@ func TestReadPods(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
-	if targets[1].pod != "new" || targets[1].image != "registry.example.org/localcache:v1" {
+	if targets[1].Pod != "new" || targets[1].Image != "registry.example.org/localcache:v1" {
 		t.Errorf("got %+v, want the pod that stays", targets[1])
 	}
 }
@@ -320,12 +322,12 @@ func FuzzReadPods(f *testing.F) {
 	f.Add(document)
 	f.Add([]byte(`{"items":null}`))
 	f.Fuzz(func(t *testing.T, document []byte) {
-		targets, err := readPods(document, "node-cache")
+		targets, err := fleet.ReadPods(document, "node-cache")
 		if err != nil {
 			return
 		}
 		for i := range targets {
-			if targets[i].node != "" && !targets[i].alone && targets[i].problem != "" {
+			if targets[i].Node != "" && !targets[i].Alone && targets[i].Problem != "" {
 				t.Errorf("%q: %+v cannot be asked and is not alone", document, targets[i])
 			}
 		}

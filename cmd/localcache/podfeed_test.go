@@ -17,6 +17,7 @@ import (
 	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/kube/kubetest"
 	"localcache.dev/localcache/internal/observe"
+	"localcache.dev/localcache/internal/podfeed"
 	podtable "localcache.dev/localcache/internal/pods"
 )
 
@@ -24,7 +25,7 @@ const testNode = "n1"
 
 // feedTest is a podFeed that runs against an API server, and statistics.
 type feedTest struct {
-	*podFeed
+	*podfeed.Feed
 	t       *testing.T
 	api     *kubetest.Server
 	dir     string // of token and CA
@@ -37,9 +38,9 @@ type feedLog struct {
 	lines []string
 }
 
-func (l *feedLog) Infof(format string, v ...any)    { l.add("INFO", format, v...) }
-func (l *feedLog) Warningf(format string, v ...any) { l.add("WARN", format, v...) }
-func (l *feedLog) add(level, format string, v ...any) {
+func (l *feedLog) Infof(format string, v ...any)    { l.Add("INFO", format, v...) }
+func (l *feedLog) Warningf(format string, v ...any) { l.Add("WARN", format, v...) }
+func (l *feedLog) Add(level, format string, v ...any) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.lines = append(l.lines, level+" "+fmt.Sprintf(format, v...))
@@ -57,15 +58,15 @@ func newFeedTest(t *testing.T) *feedTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.podFeed = newPodFeed(func(a netip.Addr, before time.Time) { f.queries.Forget(a, before) }, f.log)
-	f.node = testNode
-	f.cluster = func() (kube.Config, error) {
+	f.Feed = podfeed.New(func(a netip.Addr, before time.Time) { f.queries.Forget(a, before) }, f.log)
+	f.Node = testNode
+	f.Cluster = func() (kube.Config, error) {
 		return kube.Config{Server: f.api.Address, TokenFile: token, CAFile: ca}, nil
 	}
-	f.addrs = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("169.254.25.10")}, nil }
+	f.Addrs = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("169.254.25.10")}, nil }
 	ctx, cancel := context.WithCancel(context.Background())
 	var owned sync.WaitGroup
-	owned.Go(func() { f.run(ctx) })
+	owned.Go(func() { f.Run(ctx) })
 	t.Cleanup(func() {
 		cancel()
 		owned.Wait()
@@ -91,7 +92,7 @@ func (f *feedTest) pod(name, uid, ip string, more ...func(meta, spec, status kub
 }
 
 // ask is a query from an address.
-func (f *feedTest) ask(ip string) {
+func (f *feedTest) Ask(ip string) {
 	f.queries.Record(&observe.Query{
 		Client: netip.AddrPortFrom(netip.MustParseAddr(ip), 4242), Name: wireName("www.example."), Type: 1, Received: time.Now().UnixNano(),
 	})
@@ -158,7 +159,7 @@ func (f *feedTest) until(what string, try func() error) {
 func TestPodFeed(t *testing.T) {
 	const web, other = "10.244.1.5", "10.244.1.6"
 	f := newFeedTest(t)
-	f.ask(web) // by the pod itself, before the API server is asked
+	f.Ask(web) // by the pod itself, before the API server is asked
 	f.pod("web-0", "u1", web, func(meta, _, status kubetest.Object) {
 		meta["ownerReferences"] = []kubetest.Object{{"kind": "StatefulSet", "name": "web", "controller": true}}
 		status["startTime"] = time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
@@ -166,7 +167,7 @@ func TestPodFeed(t *testing.T) {
 	f.pod("proxy", "u2", "192.0.2.10", func(_, spec, _ kubetest.Object) { spec["hostNetwork"] = true })
 	f.api.Set(kubetest.Pods, kubetest.Object{"metadata": kubetest.Object{"namespace": "shop", "name": "far", "uid": "u9"},
 		"spec": kubetest.Object{"nodeName": "n2"}, "status": kubetest.Object{"podIPs": []kubetest.Object{{"ip": other}}}})
-	f.want(true)
+	f.Want(true)
 	if p := f.wait(web, "u1"); p.Namespace != "shop" || p.Name != "web-0" || p.WorkloadKind != "StatefulSet" || p.WorkloadName != "web" {
 		t.Errorf("%+v", p)
 	}
@@ -193,7 +194,7 @@ func TestPodFeed(t *testing.T) {
 	// The next one asks before its address is known here.
 	f.api.Delete(kubetest.Pods, "shop", "web-0")
 	f.pod("web-0", "u3", "")
-	f.ask(web)
+	f.Ask(web)
 	f.pod("web-0", "u3", web)
 	f.wait(web, "u3")
 	if n := f.asked(web); n != 1 {
@@ -208,7 +209,7 @@ func TestPodFeed(t *testing.T) {
 	f.api.Cut()
 	f.says(true, "as the API server said at", "500 Internal Server Error: etcd is away")
 	f.wait(web, "u3")
-	f.ask(web)
+	f.Ask(web)
 	f.api.Delete(kubetest.Pods, "shop", "web-0")
 	f.pod("api", "u4", web)
 	f.api.Forget() // what happened meanwhile is not told: 410
@@ -227,7 +228,7 @@ func TestPodFeed(t *testing.T) {
 func TestPodFeedRotation(t *testing.T) {
 	f := newFeedTest(t)
 	f.pod("web", "u1", "10.244.1.5")
-	f.want(true)
+	f.Want(true)
 	f.wait("10.244.1.5", "u1")
 	f.api.SetToken("another")
 	f.api.Reset()
@@ -270,10 +271,10 @@ func TestPodFeedOff(t *testing.T) {
 	if known, reason := f.Table().Known(); known || reason == "" {
 		t.Errorf("known %t, %q", known, reason)
 	}
-	f.want(false)
-	f.want(true)
+	f.Want(false)
+	f.Want(true)
 	f.wait("10.244.1.5", "u1")
-	f.want(true) // a reload
+	f.Want(true) // a reload
 	f.wait("10.244.1.5", "u1")
 	lists := 0
 	for _, r := range f.api.Requests() {
@@ -284,12 +285,12 @@ func TestPodFeedOff(t *testing.T) {
 	if lists != 1 {
 		t.Errorf("%d lists, want 1", lists)
 	}
-	f.want(false)
+	f.Want(false)
 	f.says(false, "not asked for")
 	before := len(f.api.Requests())
 	f.api.Reset() // a watch that goes on would come back
 	f.pod("web", "u1", "10.244.1.6")
-	f.want(true)
+	f.Want(true)
 	f.wait("10.244.1.6", "u1")
 	if got := f.api.Requests()[before:]; len(got) < 1 || got[0].Watch {
 		t.Errorf("afterwards came %+v, want a list first", got)
@@ -303,7 +304,7 @@ func TestPodFeedForbidden(t *testing.T) {
 		kubetest.Status(w, 403, "Forbidden", `pods is forbidden: User "x" cannot list resource "pods"`)
 		return true
 	})
-	f.want(true)
+	f.Want(true)
 	f.says(false, "403 Forbidden", `User "x" cannot list`, "a ClusterRole and a ClusterRoleBinding must allow", "[list, watch] on resources [pods]", "; deploy/components/pods has them")
 }
 
@@ -313,7 +314,7 @@ func TestPodFeedUnanswered(t *testing.T) {
 	release := make(chan struct{})
 	f.api.SetFault(func(http.ResponseWriter, *http.Request) bool { <-release; return false })
 	t.Cleanup(func() { close(release) })
-	f.want(true)
+	f.Want(true)
 	f.says(false, "the API server at "+f.api.Address+" has not answered yet")
 }
 
@@ -325,23 +326,23 @@ func TestPodFeedWithoutAccess(t *testing.T) {
 		texts   []string
 	}{
 		{"no cluster", func(f *feedTest) {
-			f.cluster = func() (kube.Config, error) { return kube.InCluster(func(string) string { return "" }) }
+			f.Cluster = func() (kube.Config, error) { return kube.InCluster(func(string) string { return "" }) }
 		}, []string{"not in a pod of a cluster", "KUBERNETES_SERVICE_HOST"}},
-		{"no node", func(f *feedTest) { f.node = "" }, []string{"NODE_NAME is not set", "spec.nodeName"}},
+		{"no node", func(f *feedTest) { f.Node = "" }, []string{"NODE_NAME is not set", "spec.nodeName"}},
 		{"no token", func(f *feedTest) {
 			if err := os.Remove(filepath.Join(f.dir, "token")); err != nil {
 				f.t.Fatal(err)
 			}
 		}, []string{"token: no such file", "automountServiceAccountToken: true", "deploy/components/pods adds it"}},
 		{"something else", func(f *feedTest) {
-			f.cluster = func() (kube.Config, error) { return kube.Config{}, errors.New("nothing works") }
+			f.Cluster = func() (kube.Config, error) { return kube.Config{}, errors.New("nothing works") }
 		}, []string{"nothing works"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFeedTest(t)
 			c.prepare(f)
-			f.ask("10.244.1.5")
-			f.want(true)
+			f.Ask("10.244.1.5")
+			f.Want(true)
 			f.says(false, c.texts...)
 			if n := f.asked("10.244.1.5"); n != 1 {
 				t.Errorf("%d queries are counted", n)
@@ -349,7 +350,7 @@ func TestPodFeedWithoutAccess(t *testing.T) {
 			if n := strings.Count(f.log.all(), "clients are shown by IP address: "); n != 1 {
 				t.Errorf("it is logged %d times", n)
 			}
-			f.want(false)
+			f.Want(false)
 			f.says(false, "not asked for")
 			if n := len(f.api.Requests()); n != 0 {
 				t.Errorf("%d requests", n)
@@ -360,7 +361,7 @@ func TestPodFeedWithoutAccess(t *testing.T) {
 
 // TestInterfaceAddrs: the node's own addresses are found.
 func TestInterfaceAddrs(t *testing.T) {
-	addrs, err := interfaceAddrs()
+	addrs, err := podfeed.InterfaceAddrs()
 	if err != nil {
 		t.Fatal(err)
 	}

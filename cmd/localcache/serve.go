@@ -23,8 +23,11 @@ import (
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"localcache.dev/localcache/internal/cli"
 	"localcache.dev/localcache/internal/corefile"
+	"localcache.dev/localcache/internal/memory"
 	"localcache.dev/localcache/internal/observe"
+	"localcache.dev/localcache/internal/podfeed"
 	"localcache.dev/localcache/internal/upstream"
 	"localcache.dev/localcache/plugin/cache"
 	"localcache.dev/localcache/plugin/diag"
@@ -58,7 +61,7 @@ The flags are node-cache's and CoreDNS's own. A typical start:
 Flags:
 `)
 	_, fs := newServeFlags()
-	printDefaults(w, fs, every)
+	cli.PrintDefaults(w, fs, cli.AllFlags)
 	fmt.Fprint(w, `
 Signals: SIGTERM and SIGINT drain and end the process, SIGQUIT or SIGINT while it drains end it at once,
 SIGUSR1 reloads the Corefile.
@@ -69,28 +72,28 @@ func serve(args []string, stdout, stderr io.Writer) int {
 	f, err := parseServeFlags(args)
 	if errors.Is(err, flag.ErrHelp) {
 		serveHelp(stdout)
-		return exitOK
+		return cli.ExitOK
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "localcache: %v\n'localcache help serve' explains them.\n", err)
-		return exitUsage
+		return cli.ExitUsage
 	}
 	if f.showVersion {
 		return version(nil, stdout, stderr)
 	}
 	if f.listPlugins {
 		fmt.Fprintln(stdout, strings.Join(builtIn(), "\n"))
-		return exitOK
+		return cli.ExitOK
 	}
 	clog.SetOutput(stdout)
 	log.SetFlags(0)
-	defer keepHeap()()
+	defer memory.KeepHeap()()
 	s := &server{flags: f, log: clog.NewWithPlugin("localcache"), reload: make(chan struct{}, 1)}
-	if err := s.run(stdout); err != nil {
+	if err := s.Run(stdout); err != nil {
 		fmt.Fprintf(stderr, "localcache: %v\n", err)
-		return exitFailed
+		return cli.ExitFailed
 	}
-	return exitOK
+	return cli.ExitOK
 }
 
 // server is one run of the cache.
@@ -100,14 +103,14 @@ type server struct {
 	node   *setup.Node
 	ahead  *forward.Plugin // the way to the upstreams
 	diag   *diag.Plugin
-	pods   *podFeed
+	pods   *podfeed.Feed
 	source *corefile.Source
 	reload chan struct{} // a reload is wanted; one waiting is enough
 
 	skipped sync.Map // file:line of blocks without a place for fastpath, that were named
 }
 
-func (s *server) run(stdout io.Writer) error {
+func (s *server) Run(stdout io.Writer) error {
 	if err := checkPidfile(s.flags.pidfile); err != nil {
 		return err
 	}
@@ -132,7 +135,7 @@ func (s *server) run(stdout io.Writer) error {
 	defer cancel()
 	// It runs before there is anything to keep, because the start takes its time where rules do, and the
 	// interface is to be kept from the moment that it is there.
-	owned.Go(func() { s.pods.run(ctx) })
+	owned.Go(func() { s.pods.Run(ctx) })
 	owned.Go(func() {
 		if err := s.node.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
 			s.log.Errorf("interface and rules are not kept true any more: %v", err)
@@ -157,7 +160,7 @@ func (s *server) run(stdout io.Writer) error {
 	// A tool that hangs, or a lock that is held, must not keep the process from ending.
 	if !within(exit, owned.Wait) {
 		s.log.Warningf("the node's network is still being worked on: leaving it as it is")
-		os.Exit(exitFailed)
+		os.Exit(cli.ExitFailed)
 	}
 	closeCtx, done := context.WithTimeout(context.WithoutCancel(exit), closeTimeout)
 	defer done()
@@ -222,13 +225,13 @@ func (s *server) assemble() error {
 	}
 	s.node.Register()
 	upstreams, queries := observe.NewUpstreams(0), observe.NewQueries(observe.QueriesOptions{})
-	limits := upstream.Limits{Queries: waitingMost(debug.SetMemoryLimit(-1))} // as keepHeap has set it
+	limits := upstream.Limits{Queries: memory.MaxWaiting(debug.SetMemoryLimit(-1))} // as keepHeap has set it
 	s.ahead = forward.New(forward.Options{Statistics: upstreams, Limits: limits})
 	s.ahead.Register()
-	s.pods = newPodFeed(func(a netip.Addr, before time.Time) { queries.Forget(a, before) }, clog.NewWithPlugin(diagDirective))
+	s.pods = podfeed.New(func(a netip.Addr, before time.Time) { queries.Forget(a, before) }, clog.NewWithPlugin(diagDirective))
 	s.diag = diag.New(diag.Options{
-		Off: !bool(s.flags.diag), Queries: queries, Upstreams: upstreams, Pods: s.pods, OnPods: s.pods.want,
-		Socket: os.Getenv(socketVariable), Node: os.Getenv(nodeVariable), Version: buildVersion(),
+		Off: !bool(s.flags.diag), Queries: queries, Upstreams: upstreams, Pods: s.pods, OnPods: s.pods.Want,
+		Socket: os.Getenv(cli.SocketVariable), Node: os.Getenv(podfeed.NodeVariable), Version: buildVersion(),
 	})
 	s.diag.Register()
 	options := fastpath.Options{Off: !bool(s.flags.fastpath)}

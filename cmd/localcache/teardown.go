@@ -13,6 +13,7 @@ import (
 
 	clog "github.com/coredns/coredns/plugin/pkg/log"
 
+	"localcache.dev/localcache/internal/cli"
 	"localcache.dev/localcache/internal/nodenet"
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
@@ -45,7 +46,7 @@ namespace. Pods that still use the address lose their DNS.
 Flags:
 `)
 	_, fs := newTeardownFlags()
-	printDefaults(w, fs, every)
+	cli.PrintDefaults(w, fs, cli.AllFlags)
 }
 
 func teardown(args []string, stdout, stderr io.Writer) int {
@@ -53,17 +54,17 @@ func teardown(args []string, stdout, stderr io.Writer) int {
 	fs.SetOutput(io.Discard)
 	if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 		teardownHelp(stdout)
-		return exitOK
+		return cli.ExitOK
 	} else if err != nil || fs.NArg() > 0 {
 		if err == nil {
 			err = fmt.Errorf("unexpected argument %q", fs.Arg(0))
 		}
-		fmt.Fprintf(stderr, "localcache teardown: %v; accepted are: %s\n", err, strings.Join(flagNames(fs), " "))
-		return exitUsage
+		fmt.Fprintf(stderr, "localcache teardown: %v; accepted are: %s\n", err, strings.Join(cli.FlagNames(fs), " "))
+		return cli.ExitUsage
 	}
 	if f.timeout <= 0 {
 		fmt.Fprintf(stderr, "localcache teardown: --timeout %v: it has to be more than 0\n", f.timeout)
-		return exitUsage
+		return cli.ExitUsage
 	}
 	clog.SetOutput(stderr)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -81,7 +82,7 @@ func teardown(args []string, stdout, stderr io.Writer) int {
 	}
 	if err := report.Err(); err != nil {
 		fmt.Fprintln(stderr, "localcache teardown: some of it is still there; see above")
-		return exitFailed
+		return cli.ExitFailed
 	}
-	return exitOK
+	return cli.ExitOK
 }

@@ -7,6 +7,8 @@ import (
 	"runtime/debug"
 
 	"github.com/coredns/coredns/coremain"
+
+	"localcache.dev/localcache/internal/cli"
 )
 
 // buildVersion is the version that the Go tool stamped into the binary: the module's version, made from
@@ -22,9 +24,9 @@ func buildVersion() string {
 func version(args []string, stdout, stderr io.Writer) int {
 	if len(args) > 0 {
 		fmt.Fprintf(stderr, "localcache version: unexpected argument %q\n", args[0])
-		return exitUsage
+		return cli.ExitUsage
 	}
 	fmt.Fprintf(stdout, "localcache %s\nCoreDNS %s\n%s/%s, %s\n",
 		buildVersion(), coremain.CoreVersion, runtime.GOOS, runtime.GOARCH, runtime.Version())
-	return exitOK
+	return cli.ExitOK
 }
