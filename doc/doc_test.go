@@ -283,6 +283,9 @@ func TestCommands(t *testing.T) {
 	}
 	seen := 0
 	for _, p := range pages(t) {
+		if p.name == "CHANGELOG.md" { // also names what is gone
+			continue
+		}
 		for _, code := range p.code() {
 			code, _, _ = strings.Cut(code, "#")
 			if m := command.FindStringSubmatch(code); m != nil {
