@@ -16,14 +16,13 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// DetectFirewall returns the front end for a choice, and in a sentence why it is the one. With
-// ChoiceAuto it is the one that the node's own rules use, in this order: a table of kube-proxy in
-// nftables; chains of kubelet or kube-proxy in one of the variants of iptables; the variant that has
-// more rules; nftables. ctx bounds the programs that are asked and, through Firewall's methods, no
-// later work.
+// DetectFirewall returns the backend for a choice, and a sentence that says why it was chosen. With ChoiceAuto it is
+// the backend of the node's own rules, in this order: a table of kube-proxy in nftables; chains of kubelet or
+// kube-proxy in a variant of iptables; the variant that has more rules; nftables. ctx bounds the programs that it
+// runs, but no later call of the backend's methods.
 //
-// Errors: a front end that was chosen and cannot be used, with what is missing; no usable one at all,
-// with the reason of each; no NET_ADMIN; one that wraps ErrLocked, where the rules could not be read.
+// Errors: the chosen backend cannot be used, with what is missing; no backend can be used, with a reason for each;
+// NET_ADMIN is missing; ErrLocked (wrapped), if the rules could not be read.
 func DetectFirewall(ctx context.Context, choice Choice, owner string, log rule.Logger) (fw rule.Backend, why string, err error) {
 	if choice == ChoiceOff {
 		return offFirewall{}, "notrack off asks for none", nil
@@ -46,8 +45,8 @@ func DetectFirewall(ctx context.Context, choice Choice, owner string, log rule.L
 	return fw, why, nil
 }
 
-// AllFirewalls returns every front end that can be used here, so that what an owner has in any of them
-// can be removed: at the end, and after a change from one to another.
+// AllFirewalls returns every backend that this node can use. It serves to remove an owner's rules from all of them:
+// at the end, and after the backend changed.
 func AllFirewalls(ctx context.Context, owner string) []rule.Backend {
 	var all []rule.Backend
 	found := iptables.Find(ctx)
@@ -58,24 +57,24 @@ func AllFirewalls(ctx context.Context, owner string) []rule.Backend {
 	}
 	programs, err := iptables.OpenAll(ctx, found, iptables.LockWait)
 	if err != nil {
-		programs = nil // a program that cannot even tell its version removes nothing either
+		programs = nil // a program that cannot report its version cannot remove rules either
 	}
 	fw := nftables.New(owner, programs)
-	// Without permission it belongs to the list, so that its Remove says so.
+	// Without permission the backend stays in the list, so that its Remove reports the error.
 	if _, err := fw.Read(ctx); err == nil || errors.Is(err, unix.EPERM) {
 		all = append(all, fw)
 	}
 	return all
 }
 
-// unseenLegacyTables lists the tables of iptables-legacy that the kernel has but no program here can read.
+// unseenLegacyTables returns the tables of iptables-legacy that the kernel has and no program here can read.
 func unseenLegacyTables(ctx context.Context) []string {
 	for _, t := range iptables.Find(ctx) {
 		if t.Name == rule.IPTablesLegacy {
 			return nil
 		}
 	}
-	// Only root may read the list; who may not removes nothing either.
+	// Only root may read this list, and only root can remove rules.
 	b, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
 	if err != nil {
 		return nil
@@ -96,7 +95,7 @@ func checkNetAdmin() error {
 	return nil
 }
 
-// detection is one run of DetectFirewall.
+// detection holds the inputs of one DetectFirewall call.
 type detection struct {
 	owner string
 	log   rule.Logger
@@ -153,8 +152,8 @@ func (d detection) iptables(ctx context.Context) (rule.Backend, string, error) {
 	return fw, why, nil
 }
 
-// first returns the first variant that works, of those that the node uses none of. It has the kernel
-// make the table, as the rules to come would.
+// first returns the first variant that works, if the node uses no variant. Trying it makes the kernel create the
+// table, as the rules would later.
 func (d detection) first(ctx context.Context, usable []usage) (rule.Backend, string, error) {
 	var errs []error
 	for _, u := range usable {
@@ -191,7 +190,7 @@ func (d detection) nftables(ctx context.Context) (rule.Backend, string, error) {
 	return fw, "it was chosen", nil
 }
 
-// usage is what a variant of iptables is used for on this node.
+// usage describes how the node uses one variant of iptables.
 type usage struct {
 	name  string
 	chain string // one of Kubernetes' chains, "" if there is none
@@ -207,7 +206,7 @@ func (d detection) look(ctx context.Context) (usable []usage, err error) {
 	for _, t := range d.found {
 		u, err := d.lookAt(ctx, t)
 		if errors.Is(err, rule.ErrLocked) || ctx.Err() != nil {
-			return nil, err // what the node uses is not known; another attempt will tell
+			return nil, err // the node's own backend is unknown; the next attempt may find it
 		}
 		if err != nil {
 			d.log.Warningf("%s cannot be used: %v", t.Name, err)
@@ -223,8 +222,8 @@ func (d detection) look(ctx context.Context) (usable []usage, err error) {
 // in mangle for programs that want to know the variant (KUBE-IPTABLES-HINT, kubernetes KEP-3178).
 func (d detection) lookAt(ctx context.Context, t iptables.Tools) (usage, error) {
 	u := usage{name: t.Name}
-	// No socket is open before this is known, or given up for now: the wait for the lock is short, and
-	// ErrLocked has the question asked again when they are.
+	// No socket is open until the backend is known or the attempt is given up. So the wait for the lock is short, and
+	// ErrLocked causes another attempt once the sockets are open.
 	programs, err := iptables.OpenAll(ctx, []iptables.Tools{t}, min(d.wait, time.Second))
 	if err != nil {
 		return u, err
@@ -255,9 +254,8 @@ func (d detection) lookAt(ctx context.Context, t iptables.Tools) (usage, error) 
 	return u, nil
 }
 
-// choose picks the variant that the node uses; ok is false where none has rules, and the first then
-// stands for them all. Where Kubernetes' chains are in both, those of nft are the later ones: nodes
-// change from legacy to nft.
+// choose returns the variant that the node uses; ok is false if no variant has rules, and u is then the first one. If
+// both have chains of Kubernetes, nft wins: nodes move from legacy to nft.
 func choose(usable []usage) (u usage, why string, ok bool) {
 	if len(usable) == 0 {
 		return usage{}, "", false

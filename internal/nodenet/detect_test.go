@@ -149,7 +149,7 @@ func TestDetectLocked(t *testing.T) {
 	}
 }
 
-// TestAllFirewalls moves an owner's rules from each front end to each other.
+// TestAllFirewalls moves an owner's rules from each backend to each other.
 func TestAllFirewalls(t *testing.T) {
 	nettest.NewNamespace(t)
 	nettest.ForeignRules(t)

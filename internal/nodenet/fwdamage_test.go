@@ -54,7 +54,7 @@ var nftablesDamage = []damage{
 	{"other priority", "nft delete table inet localcache-lc0; nft add table inet localcache-lc0; nft add chain inet localcache-lc0 nat_prerouting '{ type nat hook prerouting priority -50; }'", "chain nat_prerouting is"},
 }
 
-// TestDamage has each front end find and mend what happens to its rules.
+// TestDamage has each backend find and mend what happens to its rules.
 func TestDamage(t *testing.T) {
 	for _, backend := range backends {
 		cases := iptablesDamage

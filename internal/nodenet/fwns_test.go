@@ -11,10 +11,10 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// backends are the front ends that kernel tests run with.
+// backends are the backends that kernel tests run with.
 var backends = []string{rule.IPTablesNFT, rule.IPTablesLegacy, rule.NFTables}
 
-// openBackend opens a front end inside the calling test's namespace, or skips the test where it is not
+// openBackend opens a backend inside the calling test's namespace, or skips the test where it is not
 // to be had.
 func openBackend(t *testing.T, name, owner string) rule.Backend {
 	t.Helper()

@@ -16,7 +16,7 @@ import (
 )
 
 // TestTraffic sends packets from a pod to the local addresses and sees who answers, while sockets open
-// and close under each front end's rules.
+// and close under each backend's rules.
 func TestTraffic(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {

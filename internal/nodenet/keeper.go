@@ -18,63 +18,62 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// KeeperConfig is what a Keeper needs of its surroundings.
+// KeeperConfig is what a Keeper depends on.
 type KeeperConfig struct {
 	Log rule.Logger
 
-	// Detect chooses the front end; nil is DetectFirewall.
+	// Detect chooses the backend; nil is DetectFirewall.
 	Detect func(ctx context.Context, choice Choice, owner string, log rule.Logger) (fw rule.Backend, why string, err error)
-	// All lists every front end that can be used here, to look for what an earlier choice has left;
-	// nil is AllFirewalls.
+	// All returns every usable backend, to find rules that an earlier choice of backend left; nil means AllFirewalls.
 	All func(ctx context.Context, owner string) []rule.Backend
-	// Go starts a goroutine of Run's; nil is the go statement. A program with several network
-	// namespaces, as tests have, gives one that enters the right one.
+	// Go starts a goroutine of Run; nil means the go statement. A program with several network namespaces, such as a
+	// test, passes a function that enters the right one.
 	Go func(func())
 }
 
-// Keeper makes the node's network what a Spec wants and keeps it so while the process lives. Its life
-// follows that of the DNS server's sockets:
+// Keeper brings the node's network into the state that a Spec describes and keeps it so while the process lives. Its
+// calls follow the life of the DNS server's sockets:
 //
-//	Prepare   before they are opened: the addresses are there to be bound
-//	Commit    when they are open: the rules lead packets to them
-//	Run       keeps both true, in parallel with everything else
-//	Drain     before they are closed: new queries go to the fallback
-//	Close     when they are closed
+// Prepare   before they open: creates the addresses that they bind to
+// Commit    when they are open: puts the rules in place
+// Run       maintains link and rules in the background
+// Drain     before they close: sends new queries to the fallback
+// Close     when they are closed
 //
-// A reload is another Prepare and Commit, or Rollback where it fails. Other localcache processes on the
-// node are taken into account at each step; see presence.
+// A reload is another Prepare and Commit, or Rollback if it fails. Each step takes the other localcache processes of
+// the node into account; see package process.
 //
-// Every method acts in the network namespace of the calling thread, and all but Status and Run take
-// turns.
+// Every method acts in the network namespace of the calling thread. All methods but Status and Run exclude each
+// other.
 type Keeper struct {
 	cfg      KeeperConfig
 	board    *status.Board
 	interest atomic.Pointer[link.Interest]
 
-	// turn has one token. Its holder may change rules and talk to other processes, which can take as
-	// long as the xtables lock is held by somebody else.
+	// turn holds one token. Its holder may change rules and talk to other processes, which can take as long as
+	// another program holds the xtables lock.
 	turn     chan struct{}
 	presence *process.Presence // under turn; nil before the first Prepare
 	looked   bool              // under turn: found is known
 	found    bool              // under turn: rules of the owner were there before the first that this process made
 	placed   bool              // under turn: whether this process keeps the rules was found out, and logged
 
-	// mu guards what follows and changes of the link, and is only held for netlink requests, so that a
-	// deleted link does not wait for a slow rule. It is taken after turn.
+	// mu guards the fields below and changes of the link. It is held for netlink requests only, so that a deleted
+	// link does not wait for a slow rule. Lock order: turn, then mu.
 	mu        sync.Mutex
 	link      *link.Link
-	port      uint16 // of the last Prepare that came to the link
-	committed *wish
-	prepared  *wish
+	port      uint16 // of the last Prepare that reached the link
+	committed *desiredState
+	prepared  *desiredState
 	made      link.Changes // by Prepare, and not yet part of a Commit that succeeded
-	mine      []netip.Addr // every address that this process has put on the link
+	mine      []netip.Addr // every address that this process added to the link
 	applied   bool         // a Commit, or a later attempt at it, has succeeded
 	draining  bool
 	closed    bool
-	lastWoe   map[woe]string
-	lastHeld  string // what was said last of the addresses that other processes hold
+	lastWoe   map[problemKind]string
+	lastHeld  string // the last log line about addresses that other processes hold
 
-	wakeRules chan struct{} // capacity 1: what is committed has changed
+	wakeRules chan struct{} // capacity 1: the committed state has changed
 	wakeLink  chan struct{}
 	wakeFlows chan struct{} // capacity 1: rules were put in place
 
@@ -82,7 +81,7 @@ type Keeper struct {
 	flowsRest time.Duration // flowsRest but in tests
 }
 
-// NewKeeper makes a Keeper that has touched nothing yet.
+// NewKeeper returns a Keeper. It changes nothing yet.
 func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 	if cfg.Log == nil {
 		return nil, errors.New("nodenet: a Keeper needs a Logger")
@@ -100,7 +99,7 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 		cfg:       cfg,
 		board:     status.NewBoard(),
 		turn:      make(chan struct{}, 1),
-		lastWoe:   map[woe]string{},
+		lastWoe:   map[problemKind]string{},
 		wakeRules: make(chan struct{}, 1),
 		wakeLink:  make(chan struct{}, 1),
 		wakeFlows: make(chan struct{}, 1),
@@ -116,7 +115,7 @@ func (k *Keeper) Status() status.Status { return k.board.Snapshot() }
 
 var errClosed = errors.New("the keeper of the node's network is closed")
 
-// enter waits for the turn. The returned func gives it back.
+// enter waits for the turn. The caller calls leave to return it.
 func (k *Keeper) enter(ctx context.Context) (leave func(), err error) {
 	select {
 	case <-k.turn:
@@ -126,8 +125,7 @@ func (k *Keeper) enter(ctx context.Context) (leave func(), err error) {
 	}
 }
 
-// lockPeers keeps other localcache processes from changing anything, as far as that can be had: what is
-// to be done is done without the lock rather than never.
+// lockPeers takes the lock among localcache processes, if it can: a change without the lock is better than no change.
 func (k *Keeper) lockPeers(ctx context.Context) (unlock func()) {
 	unlock, err := k.presence.Lock(ctx)
 	if err != nil {
@@ -136,9 +134,8 @@ func (k *Keeper) lockPeers(ctx context.Context) (unlock func()) {
 	return unlock
 }
 
-// Prepare makes what has to be there before sockets are opened: it chooses the front end, and makes the
-// interface with the addresses of spec beside those already in force. On an error, what this call has
-// made is removed again.
+// Prepare does everything that must happen before sockets open: it chooses the backend and creates the interface with
+// the addresses of spec, in addition to those already in force. On an error it removes what this call created.
 func (k *Keeper) Prepare(ctx context.Context, spec Spec) error {
 	if err := spec.Validate(); err != nil {
 		return err
@@ -165,7 +162,7 @@ func (k *Keeper) Prepare(ctx context.Context, spec Spec) error {
 	}
 	defer k.lockPeers(ctx)()
 
-	w := &wish{spec: spec}
+	w := &desiredState{spec: spec}
 	err = k.settle(ctx, w)
 	if errors.Is(err, rule.ErrLocked) {
 		// The lock is a matter of time: Commit, and Run after it, try again.
@@ -185,12 +182,12 @@ func (k *Keeper) Prepare(ctx context.Context, spec Spec) error {
 		}
 		return err
 	}
-	k.showWish(w)
+	k.showState(w)
 	return nil
 }
 
-// prepareLink makes the interface and makes w the prepared wish.
-func (k *Keeper) prepareLink(w *wish) (link.Changes, error) {
+// prepareLink creates the interface and stores w as the prepared state.
+func (k *Keeper) prepareLink(w *desiredState) (link.Changes, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.link == nil {
@@ -233,7 +230,7 @@ func (k *Keeper) prepareLink(w *wish) (link.Changes, error) {
 // wanted is every address that is in force or prepared. mu is held.
 func (k *Keeper) wanted() []netip.Addr {
 	var addrs []netip.Addr
-	for _, w := range []*wish{k.committed, k.prepared} {
+	for _, w := range []*desiredState{k.committed, k.prepared} {
 		if w != nil && w.spec.ManageInterface {
 			addrs = union(addrs, w.spec.Addresses)
 		}
@@ -241,8 +238,8 @@ func (k *Keeper) wanted() []netip.Addr {
 	return addrs
 }
 
-// unheld picks those of addrs that no other process has a socket on, and says once which of them one has:
-// node-cache, which takes no names, is only seen by that. mu is held.
+// unheld returns those of addrs on which no other process has a socket, and logs once which ones are held. node-cache
+// takes no names and is found only in this way. mu is held.
 func (k *Keeper) unheld(addrs []netip.Addr) (free []netip.Addr, err error) {
 	holders, err := process.HoldersOf(addrs, k.port, process.DNSPort)
 	text := process.DescribeHolders(holders)
@@ -256,9 +253,8 @@ func (k *Keeper) unheld(addrs []netip.Addr) (free []netip.Addr, err error) {
 	return without(addrs, process.HeldAddrs(holders)), nil
 }
 
-// undo removes what made says, but for what is still wanted, unless another process is there, which may
-// have come to need it. A link that was set up stays up: setting it down would cost the IPv6
-// addresses that others have on it. mu is held.
+// undo reverts made, except for what is still wanted, unless another process is present that may need it. A link that
+// was set up stays up: setting it down would remove the IPv6 addresses of others. mu is held.
 func (k *Keeper) undo(made link.Changes) error {
 	if !made.Any() {
 		return nil
@@ -311,9 +307,8 @@ func (k *Keeper) leaveOthers() error {
 	return err
 }
 
-// Rollback drops what was prepared and not committed, because the server could not start with it: what
-// is in force stays, and what Prepare has made beside it is removed. Without anything prepared it does
-// nothing.
+// Rollback drops the prepared state because the server could not start with it: the state in force stays, and what
+// Prepare added is removed. It does nothing if nothing is prepared.
 func (k *Keeper) Rollback(ctx context.Context) error {
 	leave, err := k.enter(ctx)
 	if err != nil {
@@ -338,11 +333,11 @@ func (k *Keeper) rollback(ctx context.Context) error {
 	if k.committed == nil {
 		return errors.Join(err, k.leaveOthers())
 	}
-	if k.applied { // else Close has yet to undo the start
+	if k.applied { // otherwise Close still has to undo the start
 		k.made = link.Changes{}
 	}
-	k.showWish(k.committed)
-	nudge(k.wakeLink) // what is watched has changed
+	k.showState(k.committed)
+	nudge(k.wakeLink) // the set of watched addresses has changed
 	return err
 }
 

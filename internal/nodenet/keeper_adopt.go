@@ -9,9 +9,9 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// adopt gives w the fallback servers that rules in the kernel lead to already, where w is to keep those in force
-// and names none itself: an earlier process has learnt them, and this one has not come to that yet.
-func (k *Keeper) adopt(ctx context.Context, w *wish) error {
+// adopt gives w the fallback servers that the rules in the kernel already use, if w keeps the servers in force and
+// names none itself: an earlier process has learned them, and this process does not know them yet.
+func (k *Keeper) adopt(ctx context.Context, w *desiredState) error {
 	if !w.spec.KeepFallback || w.spec.hasFallback() {
 		return nil
 	}
@@ -26,7 +26,7 @@ func (k *Keeper) adopt(ctx context.Context, w *wish) error {
 		}
 	}
 	spec := w.spec.WithFallback(found[0], found[1])
-	k.mu.Lock() // who keeps the link reads the addresses meanwhile
+	k.mu.Lock() // the goroutine that maintains the link reads the addresses concurrently
 	w.spec = spec
 	k.mu.Unlock()
 	if spec.hasFallback() {

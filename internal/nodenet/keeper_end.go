@@ -13,9 +13,8 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// Drain leads new queries elsewhere while this process answers those that it has, so that none is lost
-// when its sockets close: to another localcache process where one serves, else to the fallback. It does
-// nothing where there is neither.
+// Drain sends new queries elsewhere while this process answers the ones that it has, so that closing its sockets
+// loses none: to another localcache process if one serves, else to the fallback. It does nothing if there is neither.
 func (k *Keeper) Drain(ctx context.Context) error {
 	leave, err := k.enter(ctx)
 	if err != nil {
@@ -54,15 +53,15 @@ func (k *Keeper) Drain(ctx context.Context) error {
 	return nil
 }
 
-// leave has the sockets take no more queries. TCP's only where another process has listeners: rules lead
-// new connections past those of this one, and a listener that is left resets what it has not accepted.
-func (k *Keeper) Leave(w *wish, tcp bool) {
+// leave makes the sockets take no more queries. It includes TCP only if another process has listeners: the kernel
+// then sends new connections to those, whereas closing a listener resets the connections that it has not accepted.
+func (k *Keeper) Leave(w *desiredState, tcp bool) {
 	n, err := sockets.LeaveUDP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
 	if err == nil && n == 0 {
 		err = fmt.Errorf("no UDP socket of this process is bound to %s", join(w.spec.Addresses))
 	}
 	if tcp {
-		// CoreDNS takes it for a failure, and logs it.
+		// CoreDNS logs these accept errors as failures.
 		k.cfg.Log.Infof("new connections are left to it too: the errors of accept that follow, if any, come from that")
 		_, tcpErr := sockets.LeaveTCP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
 		err = errors.Join(err, tcpErr)
@@ -73,16 +72,16 @@ func (k *Keeper) Leave(w *wish, tcp bool) {
 	}
 }
 
-// serving picks those whose sockets are open.
+// serving returns the peers whose sockets are open.
 func serving(peers []process.Peer) []process.Peer {
 	return slices.DeleteFunc(slices.Clone(peers), func(p process.Peer) bool { return p.Role != process.RoleKeeper })
 }
 
-// Close ends the keeping as on_exit says, once the sockets are closed: it removes the rules and then
-// the interface, or leaves both as they serve a dead process best. What another process uses is left to
-// it, and the interface stays where rules could not be removed; while another program holds the xtables
-// lock, that is tried until ctx ends. A start that never came to put its rules in place is undone. Run
-// should have returned. Close may be repeated.
+// Close ends the keeping as on_exit says, once the sockets are closed: it removes the rules and then the interface,
+// or leaves both in the state that serves best without a process. What another process uses is left in place. The
+// interface stays if its rules could not be removed; while another program holds the xtables lock, removal is retried
+// until ctx ends. A start that never put its rules in place is undone. Run should have returned. Close may be
+// repeated.
 func (k *Keeper) Close(ctx context.Context) error {
 	leave, err := k.enter(ctx)
 	if err != nil {
@@ -100,7 +99,7 @@ func (k *Keeper) Close(ctx context.Context) error {
 	k.closed = true
 	w, applied, draining := k.committed, k.applied, k.draining
 	k.mu.Unlock()
-	if k.presence == nil { // nothing else was in force
+	if k.presence == nil { // nothing else is in force
 		return err
 	}
 	defer k.lockPeers(ctx)()
@@ -111,13 +110,13 @@ func (k *Keeper) Close(ctx context.Context) error {
 		k.cfg.Log.Infof("interface %s and the rules are left to another localcache process, %s",
 			k.presence.Owner, process.DescribePeers("/proc", peers))
 		if draining && len(serving(peers)) == 0 {
-			// It has not come to put its own rules in place, and may never do so.
+			// It has not put its own rules in place yet, and may never do so.
 			errs = append(errs, k.apply(ctx, w, false))
 		}
 	case peersErr != nil:
 		k.cfg.Log.Warningf("interface %s and the rules stay, because another localcache process may use them", k.presence.Owner)
 	case !applied:
-		// Rules of an earlier process may be all that leads queries to the fallback.
+		// Rules of an earlier process may be the only path of queries to the fallback.
 		rules := w.spec.OnExit == ExitRemove || k.looked && !k.found
 		errs = append(errs, k.takeDown(ctx, w, rules, k.undoStart))
 	case w.spec.OnExit == ExitRemove:
@@ -128,16 +127,16 @@ func (k *Keeper) Close(ctx context.Context) error {
 		}
 		k.cfg.Log.Infof("interface %s and the rules stay", k.presence.Owner)
 	}
-	// Others look for us under the lock, so the name is given up under it too.
+	// Other processes look for this one under the lock, so it gives up the name under the lock too.
 	errs = append(errs, k.presence.Leave())
 	k.board.Update(func(s *status.Status) { s.Keeper, s.Draining = false, false })
 	return k.board.Failed(errors.Join(errs...))
 }
 
-// takeDown removes the rules, where they are to go, and then the link. All stays where another process has
-// sockets on an address. The link stays where rules do: they keep what is sent to the addresses out of
-// connection tracking, and with that from the DNAT of a Service, which it needs once they are not here.
-func (k *Keeper) takeDown(ctx context.Context, w *wish, rules bool, link func() error) error {
+// takeDown removes the rules (if rules is true) and then the link. Everything stays if another process has sockets on
+// an address. The link stays if its rules stay: they keep packets to the addresses out of connection tracking, and so
+// out of a Service's DNAT, which would be needed once the addresses are gone.
+func (k *Keeper) takeDown(ctx context.Context, w *desiredState, rules bool, link func() error) error {
 	held, err := k.heldAtEnd(w)
 	if held || err != nil {
 		k.cfg.Log.Warningf("interface %s and the rules stay, because another process uses them or may do so; once it has ended, `localcache teardown` removes them",
@@ -160,8 +159,8 @@ func (k *Keeper) takeDown(ctx context.Context, w *wish, rules bool, link func() 
 	return link()
 }
 
-// heldAtEnd tells whether another process has a socket on an address that would go, or that rules lead to.
-func (k *Keeper) heldAtEnd(w *wish) (bool, error) {
+// heldAtEnd reports whether another process has a socket on an address that would be removed or that rules lead to.
+func (k *Keeper) heldAtEnd(w *desiredState) (bool, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	addrs := w.spec.Addresses
@@ -179,12 +178,12 @@ func (k *Keeper) heldAtEnd(w *wish) (bool, error) {
 const (
 	// removeWait bounds the attempts to remove the rules at the end where the caller sets no bound.
 	removeWait = 30 * time.Second
-	// removePause is the pause between them. Each waits for the xtables lock itself.
+	// removePause is the pause between two attempts. Each attempt waits for the xtables lock itself.
 	removePause = 200 * time.Millisecond
 )
 
-// removeRules removes what the owner has, and tries again while another program holds the xtables lock.
-func (k *Keeper) removeRules(ctx context.Context, w *wish) error {
+// removeRules removes the owner's rules, and retries while another program holds the xtables lock.
+func (k *Keeper) removeRules(ctx context.Context, w *desiredState) error {
 	ctx, cancel := context.WithTimeout(ctx, removeWait)
 	defer cancel()
 	for said := false; ; said = true {
@@ -203,8 +202,8 @@ func (k *Keeper) removeRules(ctx context.Context, w *wish) error {
 	}
 }
 
-// removeRulesOnce goes through the front ends, the one in use first.
-func (k *Keeper) removeRulesOnce(ctx context.Context, w *wish) error {
+// removeRulesOnce removes the rules from every backend, starting with the one in use.
+func (k *Keeper) removeRulesOnce(ctx context.Context, w *desiredState) error {
 	if w.off() {
 		return nil
 	}
@@ -230,7 +229,7 @@ func (k *Keeper) removeRulesOnce(ctx context.Context, w *wish) error {
 	return err
 }
 
-func (k *Keeper) removeLink(w *wish) error {
+func (k *Keeper) removeLink(w *desiredState) error {
 	if !w.spec.ManageInterface {
 		return nil
 	}
@@ -244,10 +243,10 @@ func (k *Keeper) removeLink(w *wish) error {
 	return err
 }
 
-// undoStart removes what Prepare made for a first Commit that did not succeed.
+// undoStart removes what Prepare created for a first Commit that failed.
 func (k *Keeper) undoStart() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.committed = nil // it is wanted no more
+	k.committed = nil // no longer wanted
 	return k.undo(k.made)
 }

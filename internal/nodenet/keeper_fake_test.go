@@ -15,7 +15,7 @@ import (
 )
 
 // memory is a packet filter in memory, as the kernel of one network namespace would hold it for several
-// processes: rules by front end and owner.
+// processes: rules by backend and owner.
 type memory struct {
 	mu        sync.Mutex
 	rules     map[string][]rule.Rule
@@ -38,7 +38,7 @@ func (m *memory) set(f func()) {
 	f()
 }
 
-// of returns the rules that one front end has for an owner.
+// of returns the rules that one backend has for an owner.
 func (m *memory) of(name, owner string) []rule.Rule {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -56,7 +56,7 @@ func (m *memory) takeCalls() []string {
 
 func (m *memory) note(format string, v ...any) { m.calls = append(m.calls, fmt.Sprintf(format, v...)) }
 
-// memoryFirewall is one front end to it.
+// memoryFirewall is one backend to it.
 type memoryFirewall struct {
 	m           *memory
 	name, owner string

@@ -9,14 +9,13 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// SetFallback makes udp and tcp (or udp for both, where tcp is empty) the fallback servers of what is in
-// force, in place of those before: as one change of the rules, at each moment of which a packet meets the old
-// ones or the new. Flows that were translated already stay with their server. Servers that cannot be a fallback
-// are left out.
+// SetFallback replaces the fallback servers in force by udp and tcp (udp for both if tcp is empty), in one change of
+// the rules: each packet meets either the old or the new ones. Flows that are already translated keep their server.
+// Servers that cannot be a fallback are left out.
 //
-// Before the first Commit, with notrack off and for servers that are those already, it does nothing. After an
-// error of the rules the new servers are in force all the same, and Run goes on trying; one that says that
-// another change is under way, or that the Keeper is closed, has changed nothing.
+// It does nothing before the first Commit, with notrack off, and if the servers are the same. After an error of the
+// rules the new servers count as in force and Run retries. An error which says that another change is under way, or
+// that the Keeper is closed, means that nothing changed.
 func (k *Keeper) SetFallback(ctx context.Context, udp, tcp []netip.AddrPort) error {
 	leave, err := k.enter(ctx)
 	if err != nil {
@@ -43,17 +42,17 @@ func (k *Keeper) SetFallback(ctx context.Context, udp, tcp []netip.AddrPort) err
 	k.mu.Unlock()
 	defer nudge(k.wakeRules)
 	if !w.applied {
-		k.showWish(&next)
-		return nil // Run is about to put the rules in place
+		k.showState(&next)
+		return nil // Run will put the rules in place
 	}
 	defer k.lockPeers(ctx)()
 	if !k.keeps() {
 		next.applied = true
-		k.showWish(&next)
+		k.showState(&next)
 		return nil
 	}
 	err = k.apply(ctx, &next, draining)
-	k.showWish(&next)
+	k.showState(&next)
 	k.board.Update(func(s *status.Status) { s.RulesInPlace = err == nil })
 	next.applied = err == nil
 	if err != nil {

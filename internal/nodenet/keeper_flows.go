@@ -15,23 +15,22 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// A flow that the fallback carried leaves its entry in connection tracking behind when sockets open: from then on
-// what the client sends is not tracked, so that the kernel does not see the flow end. A TCP connection's entry stays
-// ESTABLISHED, for as long as five days (nf_conntrack_tcp_timeout_established), until its server closes, for
-// which CoreDNS waits 10 s; a server that is gone without a word never does. When the process dies again and the
-// client's port comes back, the SYN is taken for a packet of that connection (net/netfilter/nf_conntrack_proto_tcp.c
-// ignores it), is not translated anew, and goes to that server. A UDP flow's entry lives for 30 s or 2 min, and
-// a socket that goes on asking keeps it alive. So the entries are deleted once this process answers. It is the
-// same with those from a moment without rules, which lead nowhere.
+// A flow that the fallback carried leaves an entry in connection tracking when sockets open: from then on the
+// client's packets are not tracked, and the kernel does not see the flow end. A TCP connection's entry stays
+// ESTABLISHED for up to five days (nf_conntrack_tcp_timeout_established) until its server closes it. CoreDNS does so
+// after 10 s; a server that vanished never does. If this process dies and a client reuses the port, the kernel takes
+// the SYN for a packet of the old connection (net/netfilter/nf_conntrack_proto_tcp.c ignores it), does not translate
+// it anew, and sends it to the old server. A UDP entry lives for 30 s or 2 min, and a socket that keeps sending keeps
+// it alive. Therefore this process deletes the entries once it answers. Entries from a moment without rules, which
+// lead nowhere, are deleted in the same way.
 //
-// What remains: a process that lives less than flowsRest deletes nothing, and for the time that no process lives
-// nobody is there to delete the entries of a server that ends then.
+// Limits: a process that lives less than flowsRest deletes nothing; and while no process lives, nothing deletes the
+// entries of a server that ends.
 
 const (
-	// flowsRest is the time between the sockets' opening and the deletion. An answer of the fallback that is on its
-	// way needs its entry to be translated back. It is what a stub resolver waits by default (RES_TIMEOUT,
-	// resolv.conf(5)): a later answer has nobody who waits for it. At the same time it is the least time between two
-	// deletions.
+	// flowsRest is the time between opening the sockets and the deletion. A fallback reply that is still on its way
+	// needs its entry to be translated back. It is the default wait of a stub resolver (RES_TIMEOUT, resolv.conf(5)):
+	// no client waits longer for a reply. It is also the minimum time between two deletions.
 	flowsRest = 5 * time.Second
 	// flowsTimeout bounds one reading of the table. A kernel that cannot filter hands out some 500,000 entries a second.
 	flowsTimeout = 10 * time.Second
@@ -39,9 +38,8 @@ const (
 	flowsTurn = time.Second
 )
 
-// forgetOld deletes the entries whenever they have become old: flowsRest after rules were put in place the last time,
-// as they are by the first Commit, a reload or a repair. It is not done at any other time, so that the table is read
-// a few times in the life of a process.
+// forgetOld deletes old entries: flowsRest after rules were last put in place, by the first Commit, a reload or a
+// repair. It does so at no other time, so that the table is read only a few times in the life of a process.
 func (k *Keeper) forgetOld(ctx context.Context) {
 	said := ""
 	for {
@@ -74,7 +72,7 @@ func (k *Keeper) forgetOld(ctx context.Context) {
 	}
 }
 
-// rest waits until nothing was put in place for flowsRest. It is false when ctx has ended.
+// rest waits until no rules were put in place for flowsRest. It returns false when ctx ends.
 func (k *Keeper) rest(ctx context.Context) bool {
 	timer := time.NewTimer(k.flowsRest)
 	defer timer.Stop()
@@ -90,7 +88,8 @@ func (k *Keeper) rest(ctx context.Context) bool {
 	}
 }
 
-// forgetOldOnce reads the table, which holds nobody up, and deletes what it finds. more tells that there may be more.
+// forgetOldOnce reads the table, which blocks nothing else, and deletes what it finds. more is true if entries may be
+// left.
 func (k *Keeper) forgetOldOnce(ctx context.Context) (n int, more bool, err error) {
 	defer func() {
 		if err != nil {
@@ -112,8 +111,8 @@ func (k *Keeper) forgetOldOnce(ctx context.Context) (n int, more bool, err error
 		return 0, false, err
 	}
 	defer leave()
-	// A fallback that has begun since may have taken up some of them. While the turn is ours none begins, but by the
-	// death of this process.
+	// A fallback that started meanwhile may use some of the entries. While this goroutine holds the turn, only the
+	// death of this process can start one.
 	again, err := k.untracked()
 	if err != nil || !slices.Equal(ours, again) || !k.keeps() {
 		return 0, false, err
@@ -131,8 +130,8 @@ func (k *Keeper) forgetOldOnce(ctx context.Context) (n int, more bool, err error
 	return n, err == nil && len(flows) >= conntrack.MaxFlows, err
 }
 
-// undamaged reports whether the rules are in place at this moment and were not put back just now. What cannot be read
-// is a check's to report.
+// undamaged reports whether the rules are in place and were not just put back. A failure to read them is left to the
+// check to report.
 func (k *Keeper) undamaged(ctx context.Context) bool {
 	k.mu.Lock()
 	w, draining := k.committed, k.draining
@@ -146,10 +145,10 @@ func (k *Keeper) undamaged(ctx context.Context) bool {
 	return err == nil && len(diffs) == 0
 }
 
-// untracked lists the services whose packets are not tracked because this process answers: rules that ask for a
-// socket are in place, nothing is drained, and a socket of this process is what they find. A fallback of one of
-// them is not in use then, nor is kube-proxy, where the address is a Service's. Of an address that no server block
-// is bound to none is listed: its queries are the fallback's all the time.
+// untracked returns the services whose packets are not tracked because this process answers: rules with a socket
+// match are in place, nothing is draining, and the match finds a socket of this process. Neither the fallback nor,
+// for a Service address, kube-proxy then carries these services. An address that no server block binds is not
+// included: the fallback carries its queries all the time.
 func (k *Keeper) untracked() ([]conntrack.Service, error) {
 	k.mu.Lock()
 	w, draining, closed := k.committed, k.draining, k.closed
@@ -157,14 +156,14 @@ func (k *Keeper) untracked() ([]conntrack.Service, error) {
 	if w == nil || draining || closed {
 		return nil, nil
 	}
-	// A newer process, if there is one, does it for both.
+	// A newer process, if there is one, does this for both.
 	if s := k.Status(); !s.RulesInPlace || !s.SocketMatch || !s.Keeper {
 		return nil, nil
 	}
 	return openServices(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
 }
 
-// openServices lists those that a socket of this process takes new queries of.
+// openServices returns the services that a socket of this process accepts new queries for.
 func openServices(addrs []netip.Addr, port uint16, wildcard bool) ([]conntrack.Service, error) {
 	open := make(map[conntrack.Service]bool)
 	add := func(proto rule.Proto, fd int, at netip.AddrPort) {
@@ -201,7 +200,7 @@ func openServices(addrs []netip.Addr, port uint16, wildcard bool) ([]conntrack.S
 	return list, err
 }
 
-// takes tells whether a socket that is bound to an unspecified address takes packets to a.
+// takes reports whether a socket bound to an unspecified address receives packets to a.
 func takes(fd int, unspecified, a netip.Addr) bool {
 	if unspecified.Is4() || a.Is6() {
 		return unspecified.Is4() == a.Is4()

@@ -10,7 +10,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// kernelProcess is a Keeper with the real front ends.
+// kernelProcess is a Keeper with the real backends.
 func kernelProcess(t *testing.T, n *nettest.Namespace) *testProcess {
 	t.Helper()
 	p := newProcess(t, n, nil)
@@ -18,7 +18,7 @@ func kernelProcess(t *testing.T, n *nettest.Namespace) *testProcess {
 	return p
 }
 
-// inPlace reads the kernel back through a front end of the test's own.
+// inPlace reads the kernel back through a backend of the test's own.
 func inPlace(t *testing.T, choice Choice, rules []rule.Rule) []string {
 	t.Helper()
 	ctx := nettest.Context(t)
@@ -30,7 +30,7 @@ func inPlace(t *testing.T, choice Choice, rules []rule.Rule) []string {
 }
 
 // The whole life of a process with the real packet filters: start, flushed rules, reload to another
-// front end, a second process, drain, end, teardown.
+// backend, a second process, drain, end, teardown.
 func TestKeeperInKernel(t *testing.T) {
 	nettest.Need(t, "iptables", "nft")
 	for _, c := range []struct{ first, then Choice }{
@@ -57,7 +57,7 @@ func TestKeeperInKernel(t *testing.T) {
 				t.Errorf("after the repair: %q", diffs)
 			}
 
-			// A second process with the other front end: the first leaves the rules to it.
+			// A second process with the other backend: the first leaves the rules to it.
 			next := spec
 			next.Notrack = c.then
 			second := kernelProcess(t, n)

@@ -22,13 +22,11 @@ func few(lines []string) string {
 	return fmt.Sprintf("%s; and %d more", strings.Join(lines[:most], "; "), len(lines)-most)
 }
 
-// Commit puts the rules of what was prepared in force, now that sockets are open, and reads them back.
-// Addresses and rules of what was in force before are removed. Without anything prepared it does the
-// same for what is in force.
+// Commit puts the rules of the prepared state in force, now that sockets are open, and reads them back. It removes
+// addresses and rules of the previous state. If nothing is prepared it does the same for the state in force.
 //
-// The new wishes are in force whatever is returned, as the sockets are: Run goes on trying. An error
-// that wraps ErrLocked is a matter of time. Where a newer localcache process keeps the rules, they are
-// left to it.
+// The new state is in force whatever Commit returns, because the sockets are open: Run retries. An error that wraps
+// ErrLocked is temporary. If a newer localcache process is the keeper, the rules are left to it.
 func (k *Keeper) Commit(ctx context.Context) error {
 	leave, err := k.enter(ctx)
 	if err != nil {
@@ -62,7 +60,7 @@ func (k *Keeper) Commit(ctx context.Context) error {
 	if err := k.presence.Keep(); err != nil {
 		k.cfg.Log.Warningf("other localcache processes cannot see that this one keeps the rules: %v", k.board.Failed(err))
 	}
-	k.showWish(w)
+	k.showState(w)
 	linkErr := k.checkLink()
 	err = k.bringIn(ctx, w)
 	return errors.Join(linkErr, k.board.Failed(err))
@@ -70,7 +68,7 @@ func (k *Keeper) Commit(ctx context.Context) error {
 
 // bringIn applies w where this process keeps the rules, and clears up after earlier wishes. The lock
 // among processes is held.
-func (k *Keeper) bringIn(ctx context.Context, w *wish) error {
+func (k *Keeper) bringIn(ctx context.Context, w *desiredState) error {
 	if !k.keeps() {
 		k.succeeded(w)
 		return nil
@@ -79,7 +77,7 @@ func (k *Keeper) bringIn(ctx context.Context, w *wish) error {
 	draining := k.draining
 	k.mu.Unlock()
 	err := k.apply(ctx, w, draining)
-	k.showWish(w)
+	k.showState(w)
 	k.board.Update(func(s *status.Status) { s.RulesInPlace = err == nil })
 	w.applied = err == nil
 	if err != nil {
@@ -93,9 +91,8 @@ func (k *Keeper) bringIn(ctx context.Context, w *wish) error {
 	return errors.Join(k.clean(ctx, w), k.dropSurplus())
 }
 
-// succeeded notes that what is committed is in place, here or by a newer process: from now on it is no
-// longer half made.
-func (k *Keeper) succeeded(w *wish) {
+// succeeded notes that the committed state is in place, put there by this process or by a newer one.
+func (k *Keeper) succeeded(w *desiredState) {
 	w.applied = true
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -103,9 +100,8 @@ func (k *Keeper) succeeded(w *wish) {
 	k.made = link.Changes{}
 }
 
-// keeps tells whether this process is the one that keeps the rules, and says so when that changes.
-// Where others cannot be looked for it is: rules that two processes repair are better than rules that
-// nobody does.
+// keeps reports whether this process is the keeper, and logs a change. If other processes cannot be found it is the
+// keeper: rules that two processes repair are better than rules that none repairs.
 func (k *Keeper) keeps() bool {
 	peers, err := k.presence.Others()
 	k.complain(woePresence, k.board.Failed(err))
@@ -123,9 +119,9 @@ func (k *Keeper) keeps() bool {
 	return !older
 }
 
-// clean removes what the owner has in front ends that are not in use: it would go on acting beside the
-// rules of the one that is.
-func (k *Keeper) clean(ctx context.Context, w *wish) error {
+// clean removes the owner's rules from backends that are not in use: they would act beside the rules of the one in
+// use.
+func (k *Keeper) clean(ctx context.Context, w *desiredState) error {
 	if w.cleaned {
 		return nil
 	}
@@ -134,7 +130,7 @@ func (k *Keeper) clean(ctx context.Context, w *wish) error {
 		if w.fw != nil && fw.Name() == w.fw.Name() {
 			continue
 		}
-		// A look comes first: it changes nothing where there is nothing of ours, which is the rule.
+		// Check comes first: it changes nothing, and usually there is nothing to remove.
 		found, err := fw.Check(ctx, nil)
 		var removed []string
 		if err == nil && len(found) > 0 {
@@ -149,10 +145,10 @@ func (k *Keeper) clean(ctx context.Context, w *wish) error {
 		}
 	}
 	err := errors.Join(errs...)
-	// A lock is waited for; anything else would fail in the same way every time.
+	// A held lock is retried; any other error would repeat.
 	w.cleaned = !errors.Is(err, rule.ErrLocked)
 	if w.off() && err != nil && w.cleaned {
-		// Without rules the process may well lack the rights to look. Nobody asked for more.
+		// Without rules the process may lack the rights to look, and does not need them.
 		k.cfg.Log.Infof("whether earlier processes left rules behind is not known: %v", err)
 		return nil
 	}
@@ -163,8 +159,8 @@ func (k *Keeper) clean(ctx context.Context, w *wish) error {
 	return err
 }
 
-// dropSurplus takes addresses off the link that no process wants any more. The lock among processes is
-// held, so that nobody is about to want one.
+// dropSurplus removes addresses from the link that no process wants. It runs with the lock among processes held, so
+// that no process is about to want one.
 func (k *Keeper) dropSurplus() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -190,7 +186,7 @@ func (k *Keeper) dropSurplus() error {
 	return err
 }
 
-// checkRules reads the rules back and mends them, and does the rest of what can wait for a check.
+// checkRules reads the rules back, repairs them, and does what was put off until a check.
 func (k *Keeper) checkRules(ctx context.Context) error {
 	leave, err := k.enter(ctx)
 	if err != nil {
@@ -205,7 +201,7 @@ func (k *Keeper) checkRules(ctx context.Context) error {
 	}
 	was := k.board.Snapshot().Keeper
 	keeps := k.keeps()
-	if !w.applied || keeps && !was { // not yet, or a newer process has left what it had
+	if !w.applied || keeps && !was { // not yet applied, or a newer process left its rules
 		defer k.lockPeers(ctx)()
 		return k.board.Failed(k.bringIn(ctx, w))
 	}
@@ -232,7 +228,7 @@ func (k *Keeper) checkRules(ctx context.Context) error {
 }
 
 // mend puts back rules that were found to differ, unless a newer process has come in the meantime.
-func (k *Keeper) mend(ctx context.Context, w *wish, draining bool, diffs []string) (inPlace bool, err error) {
+func (k *Keeper) mend(ctx context.Context, w *desiredState, draining bool, diffs []string) (inPlace bool, err error) {
 	defer k.lockPeers(ctx)()
 	if !k.keeps() {
 		return false, nil
@@ -241,14 +237,13 @@ func (k *Keeper) mend(ctx context.Context, w *wish, draining bool, diffs []strin
 		return false, err
 	}
 	k.board.Repaired(status.RepairRules)
-	nudge(k.wakeFlows) // what came while they were missing was tracked
+	nudge(k.wakeFlows) // packets that arrived while they were missing were tracked
 	k.cfg.Log.Warningf("rules of %s had been changed by another program and were put back: %s", w.fw.Name(), few(diffs))
 	return true, nil
 }
 
-// late does what Commit had to leave: leftovers that were locked, addresses that an older process
-// still needed.
-func (k *Keeper) late(ctx context.Context, w *wish) error {
+// late does what Commit put off: leftovers behind a held lock, and addresses that an older process still used.
+func (k *Keeper) late(ctx context.Context, w *desiredState) error {
 	k.mu.Lock()
 	var surplus bool
 	if w.spec.ManageInterface {
@@ -278,19 +273,19 @@ func (k *Keeper) late(ctx context.Context, w *wish) error {
 	return errors.Join(k.clean(ctx, w), k.dropSurplus())
 }
 
-// woe is a source of trouble that is reported when it changes and not each time it is met.
-type woe string
+// problemKind names a source of problems. A problem is logged when it changes, not each time it occurs.
+type problemKind string
 
 const (
-	woeRules    woe = "rules"
-	woeLink     woe = "link"
-	woePresence woe = "presence"
-	woeEvents   woe = "events"
+	woeRules    problemKind = "rules"
+	woeLink     problemKind = "link"
+	woePresence problemKind = "presence"
+	woeEvents   problemKind = "events"
 )
 
-// complain logs err where it is not what that source said last, and that the trouble is over where
-// there is none any more. It does not count: that is done where the error arises.
-func (k *Keeper) complain(from woe, err error) {
+// complain logs err if it differs from the last one of this kind, and logs the recovery if err is nil. It does not
+// count errors: that happens where they occur.
+func (k *Keeper) complain(from problemKind, err error) {
 	text := ""
 	if err != nil {
 		text = err.Error()
@@ -300,7 +295,7 @@ func (k *Keeper) complain(from woe, err error) {
 	k.complainLocked(from, text)
 }
 
-func (k *Keeper) complainLocked(from woe, text string) {
+func (k *Keeper) complainLocked(from problemKind, text string) {
 	was := k.lastWoe[from]
 	if was == text {
 		return
@@ -313,6 +308,6 @@ func (k *Keeper) complainLocked(from woe, text string) {
 	}
 }
 
-// retryFirst is the pause before a failed attempt is repeated; it doubles up to the Spec's Check. A
-// held xtables lock is given back within seconds, and rules should not be missing much longer.
+// retryFirst is the pause before a failed attempt is repeated; it doubles up to the Spec's Check. An xtables lock is
+// usually released within seconds, and rules should not be missing much longer.
 const retryFirst = time.Second

@@ -14,18 +14,17 @@ import (
 )
 
 const (
-	// passTimeout bounds one reading and mending of the rules, so that a tool that hangs is given up.
+	// passTimeout bounds one check and repair of the rules, so that a hanging tool is given up.
 	passTimeout = 30 * time.Second
 	// linkGap is the least time between two looks at the link, however many events there are: a program
 	// that keeps deleting it must not take the processor with it.
 	linkGap = 100 * time.Millisecond
 )
 
-// Run keeps the interface and the rules of what is committed as they should be until ctx ends: a
-// deleted link, one that was set down and a deleted address are back within a second, changed rules
-// within one Check. Sockets that are bound to an address that is put back go on working, as a bound
-// socket holds the address and not the link. It also has connection tracking forget what the fallback had
-// carried before.
+// Run maintains the interface and the rules of the committed state until ctx ends: a deleted link, a link that was
+// set down and a deleted address are back within a second, changed rules within one Check. Sockets bound to an
+// address that is restored keep working, because a socket holds the address and not the link. Run also deletes
+// connection tracking entries that the fallback left.
 func (k *Keeper) Run(ctx context.Context) error {
 	var others sync.WaitGroup
 	for _, f := range []func(context.Context){k.keepRules, k.forgetOld} {
@@ -50,7 +49,7 @@ func (k *Keeper) keepRules(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-k.wakeRules:
-			// A Commit has just looked: the next look is due after Check, or soon where it failed.
+			// A Commit has just checked; the next check is due after Check, or sooner if it failed.
 			timer.Stop()
 			pause = retryFirst
 			k.mu.Lock()
@@ -108,7 +107,7 @@ func (k *Keeper) keepLink(ctx context.Context) {
 			return
 		}
 		k.complain(woeEvents, k.board.Failed(err))
-		_ = k.checkLink() // it counts and reports its error itself; the next look is near
+		_ = k.checkLink() // it counts and logs its error itself; the next check is near
 		select {
 		case <-ctx.Done():
 		case <-time.After(pause):
@@ -119,7 +118,7 @@ func (k *Keeper) keepLink(ctx context.Context) {
 
 // followLink looks at the link whenever something happened to it, until ctx or the events end.
 func (k *Keeper) followLink(ctx context.Context, ev *link.Events) error {
-	retry := time.NewTimer(0) // the first look finds what happened before the subscription
+	retry := time.NewTimer(0) // the first check finds what happened before the subscription
 	defer retry.Stop()
 	pause := retryFirst
 	for {
@@ -147,8 +146,8 @@ func (k *Keeper) followLink(ctx context.Context, ev *link.Events) error {
 	}
 }
 
-// checkLink makes the interface what is wanted, says what it had to mend and counts it. Its error has
-// been counted and logged.
+// checkLink brings the interface into the desired state, and logs and counts repairs. Its error is already counted
+// and logged.
 func (k *Keeper) checkLink() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -188,7 +187,7 @@ func (k *Keeper) checkLink() error {
 // checkForeignLink looks for the addresses of an interface that others make. mu is held.
 func (k *Keeper) checkForeignLink() error {
 	var addrs []netip.Addr
-	for _, w := range []*wish{k.committed, k.prepared} {
+	for _, w := range []*desiredState{k.committed, k.prepared} {
 		if w != nil {
 			addrs = union(addrs, w.spec.Addresses)
 		}
@@ -208,7 +207,7 @@ func (k *Keeper) checkForeignLink() error {
 	return nil
 }
 
-// watch makes the link and addresses those that events are about, and shows their state. mu is held.
+// watch sets the link and addresses that events concern, and updates the Status. mu is held.
 func (k *Keeper) watch(s link.State, addrs []netip.Addr) {
 	in := &link.Interest{Name: k.link.Name, Addrs: addrs}
 	if s.Link != nil {

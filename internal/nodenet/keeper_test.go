@@ -68,7 +68,7 @@ func TestKeeperPrepareFails(t *testing.T) {
 		counted    status.ErrorType
 	}{
 		{"wrong spec", "port 0", func(_ *testing.T, _ *memory, s *Spec) { s.Port = 0 }, ""},
-		{"no front end", "no iptables, no nft", func(_ *testing.T, m *memory, _ *Spec) {
+		{"no backend", "no iptables, no nft", func(_ *testing.T, m *memory, _ *Spec) {
 			m.detectErr = errors.New("no iptables, no nft")
 		}, status.ErrorIPTables},
 		{"foreign link", "br0", func(t *testing.T, _ *memory, _ *Spec) {
@@ -196,7 +196,7 @@ func TestKeeperLockedAtStart(t *testing.T) {
 	}
 	p.Run(n)
 	m.set(func() { m.detectErr = nil })
-	eventually(t, "the front end is chosen", func() bool {
+	eventually(t, "the backend is chosen", func() bool {
 		s := p.k.Status()
 		return s.Errors[status.ErrorIPTablesLock] >= 3 && !s.RulesInPlace
 	})
@@ -283,7 +283,7 @@ func TestKeeperReload(t *testing.T) {
 		t.Errorf("rules after the reload: %v", got)
 	}
 	if got := m.of(autoName, "nodelocaldns"); len(got) > 0 {
-		t.Errorf("rules are left in the front end before: %v", got)
+		t.Errorf("rules are left in the previous backend: %v", got)
 	}
 	if calls := m.takeCalls(); calls[len(calls)-1] != "remove "+autoName {
 		t.Errorf("the old rules were removed before the new ones were there: %q", calls)
@@ -378,7 +378,7 @@ func TestKeeperUnmanaged(t *testing.T) {
 	}
 }
 
-// Rules that an earlier process has left in another front end are removed once ours are in place.
+// Rules that an earlier process has left in another backend are removed once ours are in place.
 func TestKeeperLeftovers(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()

@@ -27,7 +27,7 @@ eval $P -t raw -I OUTPUT -d $A -p tcp -m tcp --dport 9254 $skip -j NOTRACK
 eval $P -t raw -I OUTPUT -s $A -p tcp -m tcp --sport 9254 $skip -j NOTRACK`, program, addr, rule.NodeCacheNoTrack, rule.NodeCacheAccept))
 }
 
-// TestLeftovers has each front end remove node-cache's rules on its own addresses at Apply, in both
+// TestLeftovers has each backend remove node-cache's rules on its own addresses at Apply, in both
 // variants, and all of them at RemoveNodeCache.
 func TestLeftovers(t *testing.T) {
 	for _, backend := range backends {

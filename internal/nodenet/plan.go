@@ -12,18 +12,18 @@ type PlanOptions struct {
 	// NoSocketMatch: the kernel or the tool lacks the socket match. NOTRACK is then unconditional and
 	// there is no fallback, because the packets would never reach it.
 	NoSocketMatch bool
-	// Draining: the process is about to close its sockets. New queries and connections are left to the
-	// fallback while what has arrived is answered. No packet is kept out of connection tracking on its
-	// way in: a socket match cannot tell an open connection from the listener beside it, and would give
-	// the listener the second packet of a connection that the fallback has accepted. TCP connections
-	// that are open go on, because DNAT takes only the packet that opens one.
+	// Draining is true while the process prepares to close its sockets: the fallback gets new queries and
+	// connections, and the process answers what has arrived. No packet is kept out of connection tracking on its way
+	// in: a socket match cannot tell an open connection from the listener beside it, and would give the listener the
+	// second packet of a connection that the fallback has accepted. Open TCP connections continue, because DNAT
+	// applies only to the packet that opens one.
 	Draining bool
 }
 
 // Plan derives the rules of s: node-cache's twelve for each address, with the two of PREROUTING
 // conditional on an open socket, and those of the fallback. The order within a hook is the order of
-// evaluation. No two rules of one hook overlap, so that no front end's insertion order matters but
-// for the spread of DNAT, which is the front end's own.
+// evaluation. No two rules of one hook overlap, so that no backend's insertion order matters but
+// for the spread of DNAT, which is the backend's own.
 func (s Spec) Plan(o PlanOptions) []rule.Rule {
 	if s.Notrack == ChoiceOff {
 		return nil

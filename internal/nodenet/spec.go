@@ -1,13 +1,14 @@
-// Package nodenet keeps the node's side of a node-local DNS cache in the kernel: the interface that
-// carries the local addresses, the rules that keep their queries out of connection tracking, and the
-// fallback that sends queries to kube-dns while no localcache socket is open.
+// Package nodenet maintains the node's side of a node-local DNS cache in the kernel: the interface that carries the
+// local addresses, the rules that keep queries to them out of connection tracking, and the fallback that sends
+// queries to kube-dns while no localcache socket is open.
 //
-// The package is split along one line. Spec says what is wanted and Plan derives the rules from it;
-// both are pure. Everything that touches the kernel stands behind Firewall (rules) and Link
-// (interface and addresses), and Keeper holds the two true while the process lives.
+// Spec describes the desired state, and Plan derives the rules from it; both are pure. The packages below touch the
+// kernel: link (interface and addresses), iptables and nftables (rules), conntrack, process (other processes of the
+// node) and sockets. Keeper brings them together and maintains the state while the process lives; Teardown removes
+// it.
 //
-// Kernel state belongs to an owner, the name of the interface: everything that is made carries it, so
-// that a later process, of whatever version, finds and replaces or removes all of it.
+// Kernel state belongs to an owner, the name of the interface. Everything that localcache creates carries the owner's
+// name, so that a later process of any version finds it and can replace or remove it.
 package nodenet
 
 import (
@@ -18,12 +19,12 @@ import (
 	"time"
 )
 
-// Choice names the packet filter front end that a Spec asks for.
+// Choice names the packet filter backend that a Spec asks for.
 type Choice string
 
 // The choices of the notrack property.
 const (
-	ChoiceAuto     Choice = "auto"     // what the node's own rules use
+	ChoiceAuto     Choice = "auto"     // the backend of the node's own rules
 	ChoiceIPTables Choice = "iptables" // iptables-nft or iptables-legacy, whichever the node uses
 	ChoiceNFTables Choice = "nftables" // one own nftables table, through netlink; needs no tool
 	ChoiceOff      Choice = "off"      // no rules at all
@@ -32,7 +33,7 @@ const (
 // Choices lists the accepted values of Choice, for messages.
 func Choices() []Choice { return []Choice{ChoiceAuto, ChoiceIPTables, ChoiceNFTables, ChoiceOff} }
 
-// ExitPolicy says what becomes of interface and rules when the process ends in an orderly way.
+// ExitPolicy says what happens to interface and rules when the process ends in an orderly way.
 type ExitPolicy string
 
 // The values of the on_exit property.
@@ -45,47 +46,46 @@ const (
 const (
 	DefaultPort  = 53
 	DefaultCheck = 10 * time.Second
-	// MinCheck bounds how often the rules are read back: below it the check itself would cost more
-	// than the fault that it looks for.
+	// MinCheck is the least time between two checks of the rules: below it the check would cost more than the fault
+	// that it finds.
 	MinCheck = time.Second
 )
 
-// Spec is what one localcache process wants of the node's network.
+// Spec is the state of the node's network that one localcache process wants.
 type Spec struct {
-	// Interface is the link that carries Addresses, and the owner of all state. At most 15 octets,
-	// the kernel's IFNAMSIZ less the terminator.
+	// Interface is the link that carries Addresses, and the owner of all state. At most 15 octets (the kernel's
+	// IFNAMSIZ less the terminator).
 	Interface string
-	// ManageInterface is false where somebody else makes the interface and its addresses
-	// (-setupinterface=false). Interface still names the owner of the rules.
+	// ManageInterface is false if another program creates the interface and its addresses (-setupinterface=false).
+	// Interface still names the owner of the rules.
 	ManageInterface bool
 	// Addresses are the local addresses that pods query, IPv4 and IPv6.
 	Addresses []netip.Addr
 	// Port is the DNS port on those addresses.
 	Port uint16
-	// Health are the addresses of the health endpoint. An unspecified address stands for each of
-	// Addresses.
+	// Health lists the addresses of the health endpoint. An unspecified address stands for each of Addresses.
 	Health []netip.AddrPort
-	// Notrack chooses the front end, or switches all rules off.
+	// Notrack chooses the backend, or switches all rules off.
 	Notrack Choice
 	// Fallback are the DNS servers to which the kernel sends queries while no localcache socket is
 	// open. They must be endpoints: a packet is translated once, so that a Service IP would not be
 	// translated again. They can change while the process runs; see Keeper.SetFallback.
 	Fallback []netip.AddrPort
-	// FallbackTCP are those for queries over TCP, where they differ; empty means those of Fallback.
+	// FallbackTCP lists the servers for TCP if they differ; empty means those of Fallback.
 	FallbackTCP []netip.AddrPort
-	// KeepFallback: where there are none, the servers that are in force already stay, from before a reload or
-	// from an earlier process, until Keeper.SetFallback names others.
+	// KeepFallback keeps the servers that are already in force, from before a reload or from an earlier process, if
+	// the Spec names none, until Keeper.SetFallback names others.
 	KeepFallback bool
-	// Wildcard is true where a server block listens on the unspecified address. A socket bound to it
-	// then counts as ours; else such sockets belong to somebody else and are not looked at.
+	// Wildcard is true if a server block listens on the unspecified address. A socket bound to it then counts as
+	// localcache's; otherwise such a socket belongs to another program and is ignored.
 	Wildcard bool
 	// Check is the time between two readings of the rules.
 	Check time.Duration
-	// OnExit is what becomes of the state at the end.
+	// OnExit says what happens to the state at the end.
 	OnExit ExitPolicy
 }
 
-// Validate says what is wrong with s, all of it at once.
+// Validate returns everything that is wrong with s, joined.
 func (s Spec) Validate() error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -131,7 +131,7 @@ func (s Spec) Validate() error {
 	return errors.Join(errs...)
 }
 
-// wrongServer says why f cannot be a fallback; "" where it can.
+// wrongServer returns why f cannot be a fallback server; "" if it can.
 func (s Spec) wrongServer(f netip.AddrPort) string {
 	switch {
 	case !f.Addr().IsValid() || f.Addr().IsUnspecified() || f.Addr().IsMulticast() || f.Port() == 0:
@@ -146,8 +146,8 @@ func (s Spec) wrongServer(f netip.AddrPort) string {
 
 func (s Spec) hasFallback() bool { return len(s.Fallback)+len(s.FallbackTCP) > 0 }
 
-// WithFallback is s with other servers as its fallback: all of those that can be one, each once. It is for
-// servers that nobody has written down, so that one that cannot be used is no reason to use none.
+// WithFallback returns s with other fallback servers: all valid ones, each once. The servers come from a watch and
+// not from a configuration, so an invalid one is left out and the others are used.
 func (s Spec) WithFallback(udp, tcp []netip.AddrPort) Spec {
 	can := func(servers []netip.AddrPort) []netip.AddrPort {
 		var use []netip.AddrPort

@@ -16,26 +16,26 @@ import (
 // stepTimeout bounds each step of a teardown. It is longer than the wait for the xtables lock.
 const stepTimeout = 10 * time.Second
 
-// TeardownConfig says what a Teardown removes.
+// TeardownConfig says what Teardown removes.
 type TeardownConfig struct {
-	// Interfaces are the owners; none stands for DefaultOwners.
+	// Interfaces lists the owners; empty means DefaultOwners.
 	Interfaces []string
 	// Addresses are removed from an interface of the name that may not be deleted. Where the interface
 	// is localcache's own they need not be named.
 	Addresses []netip.Addr
-	// Force removes even what a living localcache process uses. It will put it back, unless it is about
+	// Force removes state even if a running localcache process uses it. That process puts it back, unless it is about
 	// to end.
 	Force bool
 	Log   rule.Logger
-	// All lists the front ends; nil is AllFirewalls.
+	// All lists the backends; nil is AllFirewalls.
 	All func(ctx context.Context, owner string) []rule.Backend
 }
 
-// Item is one step of a teardown.
+// Item is the result of one step of a teardown.
 type Item struct {
 	Owner   string
-	Where   string   // a front end's name, "interface", or "processes"
-	Removed []string // what was there and is gone
+	Where   string   // a backend's name, "interface", or "processes"
+	Removed []string // what existed and was removed
 	Note    string   // why something was left on purpose
 	Err     error    // why something could not be removed
 }
@@ -57,11 +57,10 @@ func (i Item) String() string {
 	return fmt.Sprintf("%s: %s: %s", i.Owner, i.Where, strings.Join(parts, "; "))
 }
 
-// Report is what a teardown did, in its order.
+// Report lists what a teardown did, in order.
 type Report struct{ Items []Item }
 
-// Err joins what could not be done; nil means that nothing of localcache is left but for what a Note
-// tells.
+// Err joins the failures; nil means that nothing of localcache is left, except for what a Note says.
 func (r Report) Err() error {
 	var errs []error
 	for _, i := range r.Items {
@@ -72,7 +71,7 @@ func (r Report) Err() error {
 	return errors.Join(errs...)
 }
 
-// Removed tells whether anything was there to be removed.
+// Removed reports whether anything existed and was removed.
 func (r Report) Removed() bool {
 	for _, i := range r.Items {
 		if len(i.Removed) > 0 {
@@ -82,17 +81,17 @@ func (r Report) Removed() bool {
 	return false
 }
 
-// InUseError says that a process is alive whose network was to be removed: one of localcache, or one that
-// has sockets on its addresses, such as node-cache.
+// InUseError reports that a running process uses the network that should be removed: a localcache process, or one
+// with sockets on its addresses, such as node-cache.
 type InUseError struct{ Processes string }
 
 func (e *InUseError) Error() string {
 	return fmt.Sprintf("in use by %s: end it first, or force the removal", e.Processes)
 }
 
-// Teardown removes everything that any version of localcache, or node-cache before it, has made for the
-// given owners: the rules in every front end, then the interface. It goes on after a failure, does each
-// step in bounded time, and reports all of them. The interface stays where rules do, unless Force is set.
+// Teardown removes everything that any version of localcache, or node-cache before it, created for the given owners:
+// the rules in every backend, then the interface. It continues after a failure, bounds each step, and reports all of
+// them. The interface stays if rules stay, unless Force is set.
 func Teardown(ctx context.Context, cfg TeardownConfig) Report {
 	if cfg.All == nil {
 		cfg.All = AllFirewalls
@@ -119,7 +118,7 @@ func Teardown(ctx context.Context, cfg TeardownConfig) Report {
 func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item {
 	var items []Item
 	others := Item{Owner: owner, Where: "processes"}
-	// This process takes no part: it has no use for what it removes. A starting one waits for the lock.
+	// Teardown does not announce itself: it does not need what it removes. A starting process waits for the lock.
 	p := &process.Presence{Owner: owner}
 	unlock, err := p.Lock(ctx)
 	defer unlock()
@@ -146,7 +145,7 @@ func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item
 		}
 	}
 
-	// The rules go first: without them the address still answers, but not the other way round.
+	// The rules go first: without rules the address still answers; rules without the address break queries to it.
 	rulesGone := true
 	for _, fw := range allWithin(ctx, cfg, owner) {
 		i := Item{Owner: owner, Where: fw.Name()}
@@ -172,8 +171,8 @@ func teardownOwner(ctx context.Context, cfg TeardownConfig, owner string) []Item
 	return append(items, i)
 }
 
-// checkUnused returns an InUseError where another process has a socket on an address that would be
-// removed. A process that takes no names, such as node-cache, is only seen by that.
+// checkUnused returns an InUseError if another process has a socket on an address that would be removed. A process
+// that announces no name, such as node-cache, is found only in this way.
 func checkUnused(l *link.Link, known []netip.Addr) error {
 	addrs, err := l.Ours(known)
 	if err != nil {

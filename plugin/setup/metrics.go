@@ -19,7 +19,7 @@ var (
 	descRules = prometheus.NewDesc("coredns_setup_rules_in_place",
 		"1 while the packet rules were in place at the last check.", nil, nil)
 	descBackend = prometheus.NewDesc("coredns_setup_backend_info",
-		"The packet filter front end in use; its value is always 1.", []string{"backend"}, nil)
+		"The packet filter backend in use; its value is always 1.", []string{"backend"}, nil)
 	descSocketMatch = prometheus.NewDesc("coredns_setup_socket_match",
 		"1 where NOTRACK depends on an open socket, 0 where the kernel lacks the match and NOTRACK is unconditional.", nil, nil)
 	descFallback = prometheus.NewDesc("coredns_setup_fallback_servers",

@@ -1,6 +1,6 @@
-// Package conntrack finds and deletes entries of the kernel's connection tracking table for flows to the local addresses.
-// Such an entry is left from a time when the fallback carried the flow; it would lead a later query from the same client
-// port to the same DNS server.
+// Package conntrack finds and deletes entries of the kernel's connection tracking table for flows to the local
+// addresses. Such an entry remains from a time when the fallback carried the flow; it would send a later query from
+// the same client port to the same DNS server.
 package conntrack
 
 import (
@@ -27,20 +27,20 @@ type Flow struct {
 	Name []byte
 }
 
-// Service is where a flow leads to, before any translation.
+// Service is the original destination of a flow, before any translation.
 type Service struct {
 	Proto rule.Proto
 	At    netip.AddrPort
 }
 
-// MaxFlows bounds how many entries are found, and held in memory, at a time: some 10 MB.
+// MaxFlows is the most entries that one search returns and holds in memory, about 10 MB.
 const MaxFlows = 1 << 16
 
 // Table is connection tracking's table, of the network namespace of the calling thread.
 type Table struct {
 	// Find lists the entries of flows to one of the services, at most maxFlows.
 	Find func(ctx context.Context, to []Service) ([]Flow, error)
-	// Forget deletes entries and returns how many there were: one that is gone already is no error.
+	// Forget deletes entries and returns how many existed. An entry that has already expired is no error.
 	Forget func(ctx context.Context, flows []Flow) (int, error)
 }
 
@@ -56,10 +56,10 @@ const (
 	filterProtoDstPort = 1 << 5
 )
 
-// findFlows asks for the entries of one service after the other. A kernel from 5.8 on looks through its table
-// itself and hands out those alone; for an older one the filter is an attribute that it does not know,
-// and it hands out all, which are looked through here as they come: nothing of the rest is kept. An entry that is
-// missed because the table was resized meanwhile is not looked for again.
+// findFlows searches for the entries of one service after the other. Linux 5.8 and later filter in the kernel and
+// return matching entries only. Older kernels ignore the filter attribute and return the whole table; the reader then
+// checks each entry as it arrives and keeps nothing else. An entry that a concurrent resize of the table hides is not
+// searched again.
 func findFlows(ctx context.Context, to []Service) ([]Flow, error) {
 	c, err := dialConntrack()
 	if err != nil {
@@ -81,7 +81,7 @@ func findFlows(ctx context.Context, to []Service) ([]Flow, error) {
 	return found, nil
 }
 
-// wanted picks an entry that leads to the service. All that is not understood is left alone.
+// wanted returns the entry if it belongs to the service. Entries that it cannot parse are left alone.
 func wanted(attrs []byte, to Service) (Flow, bool) {
 	f := Flow{family: familyOf(to.At.Addr())}
 	var dst Service
@@ -98,7 +98,7 @@ func wanted(attrs []byte, to Service) (Flow, bool) {
 	return f, dst == to
 }
 
-// tupleTo reads where a tuple leads; the zero value for a protocol without ports.
+// tupleTo returns the destination of a tuple; the zero value for a protocol without ports.
 func tupleTo(tuple []byte) (s Service) {
 	var addr netip.Addr
 	var port uint16
@@ -122,13 +122,13 @@ func tupleTo(tuple []byte) (s Service) {
 	return s
 }
 
-// attribute is one of a netlink message.
+// attribute is one netlink attribute.
 type attribute struct {
 	value []byte
 	raw   []byte // with its header, and padded
 }
 
-// attributes goes through the attributes in b (linux/netlink.h, struct nlattr), up to the first that is broken.
+// attributes iterates over the attributes in b (linux/netlink.h, struct nlattr), up to the first malformed one.
 func attributes(b []byte) iter.Seq2[uint16, attribute] {
 	return func(yield func(uint16, attribute) bool) {
 		for len(b) >= unix.SizeofNlAttr {
@@ -175,7 +175,7 @@ type conntrackConn struct {
 	buf []byte
 }
 
-// conntrackWait bounds the wait for an answer of the kernel, which comes at once.
+// conntrackWait bounds the wait for one reply of the kernel, which normally arrives at once.
 const conntrackWait = 2 * time.Second
 
 func dialConntrack() (*conntrackConn, error) {
@@ -190,13 +190,13 @@ func dialConntrack() (*conntrackConn, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("open a socket to connection tracking: %w", err)
 	}
-	// A dump comes in messages of at most 32 KiB (netlink_dump in net/netlink/af_netlink.c).
+	// A dump arrives in messages of at most 32 KiB (netlink_dump in net/netlink/af_netlink.c).
 	return &conntrackConn{fd: fd, buf: make([]byte, 1<<16)}, nil
 }
 
 func (c *conntrackConn) Close() { unix.Close(c.fd) } // nothing is lost when it fails
 
-// request makes a message to ctnetlink.
+// request builds a message to ctnetlink.
 func (c *conntrackConn) request(kind uint16, flags uint16, family byte, attrs []byte) []byte {
 	c.seq++
 	order := binary.NativeEndian
@@ -209,10 +209,10 @@ func (c *conntrackConn) request(kind uint16, flags uint16, family byte, attrs []
 	return append(b, attrs...) // attributes are padded, and so is the message
 }
 
-// dump calls f with the attributes of entries, among them all that lead to the service, until f returns false.
+// dump calls f with the attributes of entries, including all entries of the service, until f returns false.
 //
-// The kernel is not asked to compare an IPv6 address: it hands out the entries that have another one
-// (ctnetlink_filter_match_tuple takes ipv6_addr_cmp for an equality, seen in 6.18 and there since 5.8).
+// The kernel does not compare IPv6 addresses: ctnetlink_filter_match_tuple treats ipv6_addr_cmp as an equality and
+// returns the entries with another address (seen in 6.18, present since 5.8).
 func (c *conntrackConn) dump(ctx context.Context, to Service, f func(attrs []byte) bool) error {
 	tuple := nl.NewRtAttr(unix.NLA_F_NESTED|nl.CTA_TUPLE_ORIG, nil)
 	flags := uint32(filterProtoNum | filterProtoDstPort)
@@ -276,7 +276,7 @@ func (c *conntrackConn) delete(flows []Flow) (int, error) {
 			if errno != 0 {
 				deleted--
 			}
-			if errno != 0 && errno != unix.ENOENT { // else it has ended by itself
+			if errno != 0 && errno != unix.ENOENT { // ENOENT: the entry has expired
 				errs = append(errs, Explain(errno))
 			}
 			return nil
@@ -298,7 +298,7 @@ func (c *conntrackConn) send(b []byte) error {
 	return nil
 }
 
-// receive reads once and calls f with each message. done tells that the dump has come to its end.
+// receive reads once and calls f with each message. done is true at the end of the dump.
 func (c *conntrackConn) receive(f func(kind uint16, seq uint32, errno unix.Errno, payload []byte) error) (done bool, err error) {
 	n, from, err := unix.Recvfrom(c.fd, c.buf, 0)
 	if errors.Is(err, unix.EINTR) {
@@ -330,7 +330,7 @@ func (c *conntrackConn) receive(f func(kind uint16, seq uint32, errno unix.Errno
 	return done, nil
 }
 
-// Explain adds what the errors mean that a kernel or a container without the means gives.
+// Explain adds to an error of the kernel what it means in a kernel or container that lacks the feature.
 func Explain(errno unix.Errno) error {
 	switch errno {
 	case unix.EPERM:

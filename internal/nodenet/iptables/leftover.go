@@ -43,7 +43,7 @@ func leftoverNames(h rule.Hook, lines []RuleLine, addrs []netip.Addr) []string {
 	return names
 }
 
-// OtherLeftovers looks, without a change, for rules of node-cache in front ends that are not in use here,
+// OtherLeftovers looks, without a change, for rules of node-cache in backends that are not in use here,
 // and names them for Check. Of their tables it reads raw alone, one call a program: what keeps queries
 // out of the fallback is there.
 func OtherLeftovers(ctx context.Context, programs []*Program, addrs []netip.Addr) (names []string, err error) {

@@ -15,16 +15,16 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// Interest is what events are about for us. A node sees hundreds of events when pods come and go; all
-// but a few are told apart by a look at one attribute.
+// Interest is the set of objects whose events matter. A node sees hundreds of events when pods start and stop; nearly
+// all are ruled out by one attribute.
 type Interest struct {
 	Name  string
-	Index int32 // of the link as last seen, so that a renamed link is noticed; 0 without
+	Index int32 // of the link as last seen, to notice a renamed link; 0 if there is none
 	Addrs []netip.Addr
 }
 
-// Events tells that something happened to the link or one of the addresses, without saying what:
-// the kernel's state is read afresh anyway, and a lost message then costs nothing.
+// Events signals that something happened to the link or one of the addresses, without saying what: the reader reads
+// the kernel's state again, so that a lost message costs nothing.
 type Events struct {
 	// Changed has one element, however much happened since it was last received from.
 	Changed chan struct{}
@@ -36,8 +36,8 @@ type Events struct {
 	Interest *atomic.Pointer[Interest]
 }
 
-// Watch subscribes to rtnetlink(7) in the network namespace of the calling thread. recvBuffer is
-// the socket's, in octets; 0 leaves the system's. The caller has to stop what it gets.
+// Watch subscribes to rtnetlink(7) in the network namespace of the calling thread. recvBuffer is the size of the
+// socket's receive buffer in octets; 0 leaves the system's default. The caller must call Stop.
 func Watch(in *atomic.Pointer[Interest], recvBuffer int) (*Events, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -72,12 +72,12 @@ func (e *Events) Stop() {
 
 func (e *Events) Read() {
 	defer close(e.Done)
-	buf := make([]byte, 64<<10) // twice what the kernel puts in one datagram (NLMSG_GOODSIZE and more for VFs)
+	buf := make([]byte, 64<<10) // twice the most that the kernel puts into one datagram (NLMSG_GOODSIZE and more for VFs)
 	for {
 		n, err := e.file.Read(buf)
 		switch {
 		case errors.Is(err, unix.ENOBUFS):
-			// Events were lost (netlink(7)): anything may have happened. The socket goes on.
+			// Events were lost (netlink(7)): anything may have happened. The socket stays usable.
 			e.signal()
 		case err != nil:
 			e.Err = err
@@ -95,8 +95,8 @@ func (e *Events) signal() {
 	}
 }
 
-// concerns tells whether a datagram of rtnetlink has a message about what interests us. One that cannot
-// be read does: the worst that follows is a check.
+// concerns reports whether a datagram of rtnetlink has a message about one of the objects of interest. It returns
+// true for one that it cannot parse: the cost is one needless check.
 func concerns(b []byte, in *Interest) bool {
 	if in == nil {
 		return false
@@ -148,8 +148,8 @@ func concernsAddr(b []byte, in *Interest) bool {
 	})
 }
 
-// anyAttr tells whether match holds for one of the attributes in b (struct rtattr, rtnetlink(7)), or b
-// does not hold attributes. The syscall package's own parser panics on a short one.
+// anyAttr reports whether match holds for one of the attributes in b (struct rtattr, rtnetlink(7)), or b holds no
+// well-formed attributes. The syscall package's parser panics on a short one.
 func anyAttr(b []byte, match func(kind uint16, value []byte) bool) bool {
 	for len(b) >= unix.SizeofRtAttr {
 		size := int(binary.NativeEndian.Uint16(b))

@@ -1,5 +1,6 @@
-// Package link makes and watches the interface that carries the local addresses. It creates the link if it is missing, adds
-// the addresses, and reports events that concern them; a link that another program made is never changed.
+// Package link creates and watches the interface that carries the local addresses. It creates the link if it is
+// missing, adds the addresses, and reports events that concern them. It never replaces a link that another program
+// created.
 package link
 
 import (
@@ -16,14 +17,13 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// Alias is the alias (IFLA_IFALIAS, `ip link show`) of a link that localcache made, so that an
-// administrator sees whose it is. Every address with a host mask on such a link is ours.
+// Alias is the alias (IFLA_IFALIAS, `ip link show`) of a link that localcache created, so that an administrator sees
+// its origin. Every address with a host mask on such a link belongs to localcache.
 const Alias = "localcache"
 
-// Link is the interface of one owner in the network namespace of the calling thread. An existing link
-// of the name is used as it is, of whatever kind: it is never replaced, because sockets, routes or an
-// administrator's choice may hang on it. Nothing is written that is there already, so that a link which
-// somebody else has prepared needs no NET_ADMIN.
+// Link is the interface of one owner in the network namespace of the calling thread. It uses an existing link of that
+// name, whatever its kind, and never replaces it, because sockets, routes or an administrator's choice may depend on
+// it. It writes nothing that is already there, so that a link prepared by another program needs no NET_ADMIN.
 type Link struct {
 	Name  string
 	log   rule.Logger
@@ -34,20 +34,19 @@ func New(name string, log rule.Logger) *Link {
 	return &Link{Name: name, log: log, Kinds: linkKinds()}
 }
 
-// linkKinds are the kinds of link that are made where there is none of the name, best first. Each can
-// answer at an IPv4 and an IPv6 address, to the node itself and through a pod's veth (a test asks every
-// kind that its kernel has): the kernel delivers to a local address whatever the link's own state. The
-// order is that of their side effects:
+// linkKinds returns the kinds of link to create if none of the name exists, best first. Each can answer on an IPv4
+// and an IPv6 address, for the node itself and through a pod's veth (a test tries every kind that its kernel has):
+// the kernel delivers to a local address whatever the state of the link. The order is that of their side effects:
 //
-//   - dummy drops what is sent to it, has no neighbours and is what people expect to find;
-//   - ifb is the same for our purpose (NOARP, drops what was not redirected to it), but loading its
-//     module makes two more links, ifb0 and ifb1;
-//   - bridge exists on nearly every node that runs containers. Without a port it has no carrier on most
-//     kernels and shows as DOWN, and network daemons like to take bridges over;
-//   - veth exists wherever pods do, but comes with a second link that has to be explained.
+// - dummy drops what is sent to it, has no neighbours and is what people expect to find;
+// - ifb is equivalent here (NOARP, drops what was not redirected to it), but loading its module creates two more
+// links, ifb0 and ifb1;
+// - bridge exists on nearly every node that runs containers. Without a port it has no carrier on most kernels, shows
+// as DOWN, and attracts network daemons;
+// - veth exists on every node with pods, but needs a second link that has to be explained.
 //
-// macvlan and vlan would need a parent whose end is theirs too; vxlan and the like open ports; tun
-// needs /dev/net/tun; lo is everybody's.
+// Not used: macvlan and vlan need a parent link and end with it; vxlan and similar kinds open ports; tun needs
+// /dev/net/tun; lo is shared by everything.
 func linkKinds() []netlink.Link {
 	return []netlink.Link{
 		&netlink.Dummy{},
@@ -58,8 +57,8 @@ func linkKinds() []netlink.Link {
 	}
 }
 
-// ForeignLinkError says that an address which is to be put on our link is on another one, so that two
-// owners would fight about it.
+// ForeignLinkError reports that an address that localcache should add is on another link, so that two owners would
+// fight over it.
 type ForeignLinkError struct {
 	Addr netip.Addr
 	Link string // the other link
@@ -74,13 +73,13 @@ func (e *ForeignLinkError) Error() string {
 	return fmt.Sprintf("address %s is already on interface %s: %s", e.Addr, e.Link, advice)
 }
 
-// State is what was found at one moment.
+// State is what Read found.
 type State struct {
 	Link    netlink.Link // nil: no link of the name
 	Up      bool
 	Missing []netip.Addr // wanted, not usable on the link
-	broken  []netip.Addr // those of missing that are on the link, but not to be bound to (IPv6 DAD)
-	Surplus []netip.Addr // ours, not wanted
+	broken  []netip.Addr // part of missing: on the link, but cannot be bound (IPv6 DAD)
+	Surplus []netip.Addr // localcache's, not wanted
 }
 
 func (s State) Complete() bool { return s.Link != nil && s.Up && len(s.Missing) == 0 }
@@ -92,8 +91,8 @@ func (s State) Kind() string {
 	return s.Link.Type()
 }
 
-// Read compares the link with the addresses that it should carry. mine are addresses that this process
-// has put on it and that may be surplus on a link which is not ours.
+// Read compares the link with the addresses that it should carry. mine are addresses that this process added; they
+// may be surplus on a link of another owner.
 func (l *Link) Read(want, mine []netip.Addr) (State, error) {
 	var s State
 	s.Missing = slices.Clone(want)
@@ -114,8 +113,8 @@ func (l *Link) Read(want, mine []netip.Addr) (State, error) {
 	for _, a := range addrs {
 		ip, hostMask := addrOf(a)
 		if i := slices.Index(s.Missing, ip); i >= 0 {
-			// An address in duplicate address detection cannot be bound to, and one that failed it never
-			// will be. On a link without neighbours there is nothing to detect.
+			// An address in duplicate address detection cannot be bound, and one that failed it never will be. On a
+			// link without neighbours there is nothing to detect.
 			if a.Flags&unix.IFA_F_DADFAILED != 0 || a.Flags&unix.IFA_F_TENTATIVE != 0 && a.Flags&unix.IFA_F_OPTIMISTIC == 0 {
 				s.broken = append(s.broken, ip)
 			} else {
@@ -128,7 +127,7 @@ func (l *Link) Read(want, mine []netip.Addr) (State, error) {
 	return s, nil
 }
 
-// Changes is what ensure did.
+// Changes is what Ensure changed.
 type Changes struct {
 	Created bool
 	SetUp   bool // an existing link was down
@@ -137,11 +136,11 @@ type Changes struct {
 
 func (c Changes) Any() bool { return c.Created || c.SetUp || len(c.Added) > 0 }
 
-// maxEnsure bounds how often ensure begins anew because the link was deleted under its hands.
+// maxEnsure bounds how often Ensure starts again because the link was deleted meanwhile.
 const maxEnsure = 3
 
-// Ensure makes the link exist, be up and carry want. Addresses beyond want are left alone. The changes
-// count even where an error is returned.
+// Ensure creates the link if needed, sets it up and adds want. It leaves other addresses alone. The returned changes
+// are valid even with an error.
 func (l *Link) Ensure(want, mine []netip.Addr) (s State, done Changes, err error) {
 	for range maxEnsure {
 		s, err = l.ensureOnce(want, mine, &done)
@@ -164,7 +163,7 @@ func (l *Link) ensureOnce(want, mine []netip.Addr, done *Changes) (State, error)
 			return s, err
 		}
 		done.Created = done.Created || made
-		done.Added = nil // with what was there before
+		done.Added = nil // including what was already there
 		if s, err = l.Read(want, mine); err == nil && s.Link == nil {
 			err = l.Failed(status.ErrorInterfaceAdd, "create it", fmt.Errorf("it was deleted at once: %w", unix.ENODEV))
 		}
@@ -173,13 +172,13 @@ func (l *Link) ensureOnce(want, mine []netip.Addr, done *Changes) (State, error)
 		}
 	}
 	if s.Link.Attrs().Alias == "" && (done.Created || isOurs(s.Link)) {
-		// A new one (the kernel takes no alias while it makes a link), or node-cache's from before a
+		// Needed for a new link (the kernel takes no alias while it creates one) and for node-cache's link after a
 		// migration.
 		if err := netlink.LinkSetAlias(s.Link, Alias); err != nil && !IsNoLink(err) {
 			l.log.Warningf("interface %s: its alias could not be set, so that a later process will not take it for its own: %v", l.Name, err)
 		}
 	}
-	// Up comes before the addresses: the kernel takes IPv6 addresses off a link that is set down.
+	// The link is set up before addresses are added: the kernel removes IPv6 addresses from a link that is down.
 	if !s.Up {
 		if err := netlink.LinkSetUp(s.Link); err != nil {
 			return s, l.Failed(status.ErrorInterfaceAdd, "set it up", err)
@@ -205,8 +204,8 @@ func (l *Link) ensureOnce(want, mine []netip.Addr, done *Changes) (State, error)
 	return s, errors.Join(errs...)
 }
 
-// create makes a link of the first kind that the kernel has. It returns false where somebody else was
-// faster.
+// create creates a link of the first kind that the kernel supports. It returns false if another process created the
+// link first.
 func (l *Link) create() (bool, error) {
 	var errs []error
 	for _, k := range l.Kinds {
@@ -232,7 +231,7 @@ func (l *Link) create() (bool, error) {
 	return false, l.Failed(status.ErrorInterfaceAdd, "create it", errors.Join(errs...))
 }
 
-// RemoveAddresses takes addresses off the link. One that is gone already is no error.
+// RemoveAddresses removes addresses from the link. A missing address is no error.
 func (l *Link) RemoveAddresses(addrs []netip.Addr) ([]netip.Addr, error) {
 	if len(addrs) == 0 {
 		return nil, nil
@@ -258,14 +257,14 @@ func (l *Link) RemoveAddresses(addrs []netip.Addr) ([]netip.Addr, error) {
 	return removed, errors.Join(errs...)
 }
 
-// Ours lists the addresses that remove would take away.
+// Ours returns the addresses that Remove would remove.
 func (l *Link) Ours(known []netip.Addr) ([]netip.Addr, error) {
 	s, err := l.Read(nil, known)
 	return s.Surplus, err
 }
 
-// Remove deletes the link where it is of a kind that is made for a purpose like ours and carries
-// nothing of anybody else; else it removes the addresses of known, and says why the link stays.
+// Remove deletes the link if it is of a kind that is created for such a purpose and carries no addresses of others;
+// else it removes the addresses of known, and returns why the link stays.
 func (l *Link) Remove(known []netip.Addr) (removed []string, stays string, err error) {
 	link, err := netlink.LinkByName(l.Name)
 	if IsNoLink(err) {
@@ -278,7 +277,7 @@ func (l *Link) Remove(known []netip.Addr) (removed []string, stays string, err e
 		return nil, "", l.Failed(status.ErrorInterfaceCheck, "see what it carries", err)
 	}
 	if stays != "" {
-		// What is on a link with our mark is ours even where nobody names it.
+		// Every address on a link with localcache's alias belongs to it, named or not.
 		s, err := l.Read(nil, known)
 		if err != nil {
 			return nil, stays, err
@@ -295,8 +294,8 @@ func (l *Link) Remove(known []netip.Addr) (removed []string, stays string, err e
 	return []string{fmt.Sprintf("interface %s (%s)", l.Name, link.Type())}, "", nil
 }
 
-// whyKept says what speaks against deleting a link that has our name; "" is nothing. On a link without
-// our mark only known addresses may be: somebody may have named kube-ipvs0 as the interface.
+// whyKept returns why a link with localcache's interface name must not be deleted; "" if it may be. A link without
+// the alias may carry known addresses only: the configured interface may be kube-ipvs0.
 func whyKept(link netlink.Link, known []netip.Addr) (string, error) {
 	kind := link.Type()
 	if !slices.Contains([]string{"dummy", "ifb", "bridge", "veth", "macvlan"}, kind) {
@@ -319,7 +318,7 @@ func whyKept(link netlink.Link, known []netip.Addr) (string, error) {
 	}
 	for _, a := range addrs {
 		ip, hostMask := addrOf(a)
-		// The kernel's own fe80::/64 comes with every link.
+		// The kernel adds its own fe80::/64 to every link.
 		kernels := ip.Is6() && ip.IsLinkLocalUnicast() && !hostMask
 		ours := hostMask && (isOurs(link) || slices.Contains(known, ip))
 		if !kernels && !ours {
@@ -369,7 +368,7 @@ func MissingAnywhere(addrs []netip.Addr) ([]netip.Addr, error) {
 	return missing, nil
 }
 
-// failed words a failure of an operation on the link, with what can be done about it.
+// Failed wraps an error of an operation on the link and says what to do about it.
 func (l *Link) Failed(t status.ErrorType, doing string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM):

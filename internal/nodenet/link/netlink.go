@@ -13,11 +13,11 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// maxDumps bounds how often a listing is asked for that changes while the kernel writes it out. The
-// last one is taken as it is: events and the next check find what it lacks.
+// maxDumps bounds how often a listing is repeated because the kernel reports a change during it. The last one is used
+// as it is: events and the next check find what it misses.
 const maxDumps = 5
 
-// listAddrs lists the addresses of link, or of every link where it is nil.
+// listAddrs returns the addresses of link, or of every link if link is nil.
 func listAddrs(link netlink.Link) (addrs []netlink.Addr, err error) {
 	for range maxDumps {
 		addrs, err = netlink.AddrList(link, netlink.FAMILY_ALL)
@@ -38,15 +38,15 @@ func linkList() (links []netlink.Link, err error) {
 	return links, nil
 }
 
-// IsNoLink tells that there is no link of the name or index. The two forms are those of the library's
-// look-ups and of the kernel's answer to a change.
+// IsNoLink reports that no link of the name or index exists. One form comes from the library's look-ups, the other
+// from the kernel's reply to a change.
 func IsNoLink(err error) bool {
 	var none netlink.LinkNotFoundError
 	return errors.As(err, &none) || errors.Is(err, unix.ENODEV)
 }
 
-// isOurs tells whether all addresses with a host mask on the link are localcache's or node-cache's:
-// it has our mark, or it is a dummy of a default name, as node-cache makes it.
+// isOurs reports whether all addresses with a host mask on the link belong to localcache or node-cache: it has
+// localcache's alias, or it is a dummy with a default name, as node-cache creates it.
 func isOurs(link netlink.Link) bool {
 	a := link.Attrs()
 	return a.Alias == Alias || link.Type() == "dummy" && slices.Contains(rule.DefaultOwners(), a.Name)
@@ -73,10 +73,9 @@ func HostAddr(ip netip.Addr) *netlink.Addr {
 // routeWait bounds the wait for the local route of a new IPv6 address. It was seen to take up to 10 ms.
 const routeWait = 200 * time.Millisecond
 
-// awaitRoutes waits until the kernel delivers to new IPv6 addresses. They can be bound at once, but the
-// local route is made by a worker (addrconf_dad_work in net/ipv6/addrconf.c), and until then what is
-// sent to the address is lost. Where the answer does not come, rules of policy routing for instance
-// giving another, nothing is lost by going on.
+// awaitRoutes waits until the kernel delivers to new IPv6 addresses. They can be bound at once, but a worker creates
+// the local route later (addrconf_dad_work in net/ipv6/addrconf.c), and packets sent before that are lost. If the
+// wait times out, for example because policy routing gives another route, going on loses nothing.
 func awaitRoutes(addrs []netip.Addr) {
 	deadline := time.Now().Add(routeWait)
 	for _, a := range addrs {

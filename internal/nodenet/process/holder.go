@@ -22,7 +22,7 @@ import (
 // Holder is a socket that keeps an address and port from being bound.
 type Holder struct {
 	Proto rule.Proto
-	Local netip.AddrPort // what the socket is bound to, perhaps the unspecified address
+	Local netip.AddrPort // the bound address, perhaps the unspecified one
 	PID   int            // 0 where the process cannot be seen, in another PID namespace for instance
 	Name  string         // of the process, from /proc/PID/comm
 }
@@ -51,8 +51,8 @@ func Holders(procfs string, at netip.AddrPort) ([]Holder, error) {
 		inodes = append(inodes, s.inode)
 	}
 	owners := socketOwners(procfs, inodes)
-	// A socket whose process is not found may have been closed since, one of this very process too: only
-	// one that is still there belongs to a process that cannot be seen.
+	// A socket whose process is not found may have been closed since, even one of this process. Only a socket that
+	// still exists belongs to a process that cannot be seen.
 	again, againErr := blockers(procfs, at)
 	own := os.Getpid()
 	var holders []Holder
@@ -70,7 +70,7 @@ func Holders(procfs string, at netip.AddrPort) ([]Holder, error) {
 	return holders, errors.Join(err, againErr)
 }
 
-// blocker is a socket of any process that stands in the way.
+// blocker is a socket, of any process, that prevents the bind.
 type blocker struct {
 	procSocket
 	proto rule.Proto
@@ -84,7 +84,7 @@ func blockers(procfs string, at netip.AddrPort) ([]blocker, error) {
 		for _, suffix := range []string{"", "6"} {
 			f, err := os.Open(filepath.Join(procfs, "thread-self/net", string(proto)+suffix))
 			if errors.Is(err, fs.ErrNotExist) {
-				continue // a kernel without IPv6
+				continue // the kernel has no IPv6
 			}
 			if err != nil {
 				errs = append(errs, err)
@@ -102,18 +102,18 @@ func blockers(procfs string, at netip.AddrPort) ([]blocker, error) {
 	return found, errors.Join(errs...)
 }
 
-// processName is what the kernel calls a process (proc_pid_comm(5)); "" where it has just ended.
+// processName returns the kernel's name of a process (proc_pid_comm(5)); "" if it has just ended.
 func processName(procfs string, pid int) string {
 	comm, _ := os.ReadFile(filepath.Join(procfs, strconv.Itoa(pid), "comm")) // "" is good enough
 	return strings.TrimSpace(string(comm))
 }
 
-// DNSPort is where node-cache has its sockets, whatever our own port is.
+// DNSPort is the port of node-cache's sockets, whatever localcache's own port.
 const DNSPort = 53
 
-// HoldersOf lists the sockets of other processes that are bound to one of addrs itself at one of ports: a
-// DNS server that knows nothing of our names, as node-cache, is alive there. One that is bound to the
-// unspecified address does not depend on ours.
+// HoldersOf returns the sockets of other processes that are bound to exactly one of addrs at one of ports: there a
+// DNS server is alive that takes no localcache names, such as node-cache. A socket bound to the unspecified address
+// does not depend on localcache's addresses.
 func HoldersOf(addrs []netip.Addr, ports ...uint16) ([]Holder, error) {
 	slices.Sort(ports)
 	var found []Holder
@@ -135,7 +135,7 @@ func HoldersOf(addrs []netip.Addr, ports ...uint16) ([]Holder, error) {
 	return found, nil
 }
 
-// DescribeHolders names processes for people, with what they hold, each once.
+// DescribeHolders describes each process once, with its sockets, for messages.
 func DescribeHolders(holders []Holder) string {
 	var names []string
 	for _, h := range holders {
@@ -155,8 +155,8 @@ func HeldAddrs(holders []Holder) []netip.Addr {
 	return addrs
 }
 
-// blocks tells whether a socket bound to has keeps want from being bound. [::] takes IPv4 too, unless
-// the socket is IPv6 only, which the tables do not say.
+// blocks reports whether a socket bound to has prevents binding want. [::] takes IPv4 too, unless the socket is
+// IPv6-only, which the tables do not show.
 func blocks(has, want netip.Addr) bool {
 	return has == want || has == netip.IPv6Unspecified() || has.IsUnspecified() && has.Is4() == want.Is4()
 }
@@ -170,7 +170,7 @@ type procSocket struct {
 // tcpListen is TCP_LISTEN of include/net/tcp_states.h as the tables print it.
 const tcpListen = "0A"
 
-// maxSockets bounds what is read of a table: a node with more sockets on it has other troubles.
+// maxSockets bounds how many lines of a table are read; more sockets than that are not expected on any node.
 const maxSockets = 1 << 20
 
 // parseSockets reads a table in the format of proc_pid_net(5): after a heading, lines of
@@ -221,8 +221,8 @@ func parseProcAddr(s string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(a.Unmap(), uint16(p)), true
 }
 
-// socketOwners finds the processes that have the sockets of the given inodes open. Processes whose
-// files may not be read are left out.
+// socketOwners returns the processes that have the given socket inodes open. Processes whose files cannot be read are
+// left out.
 func socketOwners(procfs string, inodes []uint64) map[uint64]int {
 	owners := map[uint64]int{}
 	links, _ := filepath.Glob(filepath.Join(procfs, "[0-9]*", "fd", "*")) // the pattern is well formed
@@ -247,5 +247,5 @@ func socketOwners(procfs string, inodes []uint64) map[uint64]int {
 	return owners
 }
 
-// nativeLittleEndian tells the byte order in which /proc prints addresses.
+// nativeLittleEndian is the byte order in which /proc prints addresses.
 var nativeLittleEndian = binary.NativeEndian.Uint16([]byte{1, 0}) == 1

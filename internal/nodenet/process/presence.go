@@ -1,6 +1,6 @@
-// Package process finds the other localcache processes of a node and agrees with them who maintains the rules. A process is
-// known by an abstract unix socket name, which belongs to the network namespace, needs no file and vanishes with the
-// process. The package also tells which process holds a port that localcache needs.
+// Package process finds the other localcache processes of a node and agrees with them which one maintains the rules.
+// A process is known by an abstract unix socket name, which belongs to the network namespace, needs no file and
+// vanishes with the process. The package also finds the process that holds a port which localcache needs.
 package process
 
 import (
@@ -21,32 +21,29 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// Several localcache processes share a node's network while one takes over from another, in pods that
-// share no file system and see no process of each other. They meet in the abstract names of unix
-// sockets (unix(7)): those belong to the network namespace, which is the very thing that is shared, and
-// vanish with the process, however it dies. Nobody ever connects to these sockets; a name in
-// /proc/net/unix says it all:
+// Several localcache processes share a node's network while one replaces another. They run in pods that share no file
+// system and cannot see each other's processes. They find each other by abstract names of unix sockets (unix(7)),
+// which belong to the shared network namespace and vanish with the process, however it ends. Nothing connects to
+// these sockets; the name in /proc/net/unix carries the information:
 //
-//	@localcache/OWNER/present/START/PID   the process uses the owner's interface and rules
-//	@localcache/OWNER/keeper/START/PID    its sockets are open: it is ready to keep the rules
-//	@localcache/OWNER/lock                held during a change that depends on who else is there
+// @localcache/OWNER/present/START/PID   the process uses the owner's interface and rules
+// @localcache/OWNER/keeper/START/PID    its sockets are open: it can maintain the rules
+// @localcache/OWNER/lock                held during a change that depends on the other processes
 //
-// START is CLOCK_BOOTTIME in nanoseconds at which the name was taken, in 16 hexadecimal digits, and PID
-// the process's number in its own PID namespace. The newest keeper keeps the rules: two that repaired
-// would set them back and forth where their specs differ. It is the newest, because an upgrade's new
-// wishes have to win, and older ones take over when it is gone. A process that is only present, one
-// that never comes to serve for instance, keeps others from removing what it needs, but does not stop
-// their repairs.
+// START is the CLOCK_BOOTTIME in nanoseconds at which the name was taken, in 16 hexadecimal digits, and PID the
+// process's number in its own PID namespace. The newest keeper maintains the rules: two processes would undo each
+// other's repairs if their specs differ. The newest wins because an upgrade's new spec must win; older processes take
+// over when it ends. A process that is only present, for example one that never starts to serve, prevents others from
+// removing what it needs, but not from repairing rules.
 //
-// Any process in the namespace can take such a name, without any right. So a name is believed only where
-// its socket belongs to our own effective user; see socketUser. Processes of localcache that run as
-// different users are strangers to each other therefore: each keeps its rules, and what holds them back
-// from removing is that the other has sockets open (see holdersOf). A process of our user can keep
-// localcache from repairing or removing, so where the kernel does not tell whose a socket is every process
-// can; neither can make it do anything else. Names with a START in the future are not believed, so that
-// no name is the newest for ever.
+// Any process in the namespace can take such a name without privileges. So a name counts only if its socket belongs
+// to this process's effective user; see socketUser. localcache processes of different users therefore ignore each
+// other: each maintains its own rules, and only the other's open sockets prevent a removal (see HoldersOf). A process
+// of the same user can prevent repairs and removals; if the kernel does not report socket owners, every process can.
+// Neither can cause anything else. Names with a START in the future do not count, so that no name stays the newest
+// for ever.
 
-// PeerRole is what a process says of itself.
+// PeerRole is the role that a process announces.
 type PeerRole string
 
 const (
@@ -59,7 +56,7 @@ const (
 	presenceLock   = "lock"
 )
 
-// Peer is one name that was read.
+// Peer is one announced name.
 type Peer struct {
 	Role  PeerRole
 	start uint64 // CLOCK_BOOTTIME, ns
@@ -84,7 +81,7 @@ func (p Peer) compare(q Peer) int {
 
 func lockName(owner string) string { return presencePrefix + owner + "/" + presenceLock }
 
-// parsePeer reads a name without its leading @.
+// parsePeer parses a name without its leading @.
 func parsePeer(name, owner string) (Peer, bool) {
 	rest, ok := strings.CutPrefix(name, presencePrefix+owner+"/")
 	if !ok {
@@ -103,28 +100,27 @@ func parsePeer(name, owner string) (Peer, bool) {
 		return Peer{}, false
 	}
 	p := Peer{Role: PeerRole(f[0]), start: start, pid: int(pid)}
-	// What is written otherwise than we write it (a sign, capitals) is not one of ours.
+	// A name that is spelled differently (a sign, capitals) was not written by localcache.
 	return p, p.name(owner) == name
 }
 
-// maxUnixLines bounds what is read of /proc/net/unix; a node with more unix sockets has other troubles.
+// maxUnixLines bounds how many lines of /proc/net/unix are read; more are not expected on any node.
 const maxUnixLines = 1 << 20
 
-// roll is what the names of one owner say.
-type roll struct {
+// peerSet holds the announced names of one owner.
+type peerSet struct {
 	peers []Peer
-	lock  uint64 // inode of the socket that holds the lock; 0 where nobody does
+	lock  uint64 // inode of the socket that holds the lock; 0 if the lock is free
 }
 
-// parseUnixTable reads the names of owner from a table in the format of proc_pid_net(5): after a
-// heading, lines of "Num RefCount Protocol Flags Type St Inode Path", where Path of an abstract name
-// begins with @. Lines that do not have that form are skipped: a path may hold anything but NUL, line
-// breaks too.
-func parseUnixTable(r io.Reader, owner string) (roll, error) {
-	var found roll
+// parseUnixTable returns the names of owner from a table in the format of proc_pid_net(5): after a heading, lines of
+// "Num RefCount Protocol Flags Type St Inode Path", where Path of an abstract name begins with @. It skips malformed
+// lines: a path may contain anything but NUL, even line breaks.
+func parseUnixTable(r io.Reader, owner string) (peerSet, error) {
+	var found peerSet
 	br := bufio.NewReader(r)
 	for range maxUnixLines {
-		// A line that is longer than the reader's buffer cannot be one of ours; its rest is skipped.
+		// A line longer than the reader's buffer cannot hold a localcache name; the rest of it is skipped.
 		line, long, err := br.ReadLine()
 		for more := long; more && err == nil; {
 			_, more, err = br.ReadLine()
@@ -135,7 +131,7 @@ func parseUnixTable(r io.Reader, owner string) (roll, error) {
 		if err != nil {
 			return found, err
 		}
-		// Inode and path are the last two fields; no name of ours has a space in it.
+		// Inode and path are the last two fields; localcache names contain no space.
 		f := bytes.Fields(line)
 		if long || len(f) != 8 {
 			continue
@@ -158,8 +154,8 @@ func parseUnixTable(r io.Reader, owner string) (roll, error) {
 	return found, fmt.Errorf("more than %d unix sockets: the rest was not read", maxUnixLines)
 }
 
-// Presence is what one process says of itself to the others of its owner in the network namespace of
-// the calling thread. It is not safe for concurrent use.
+// Presence announces this process to the other processes of its owner in the network namespace of the calling thread.
+// It is not safe for concurrent use.
 type Presence struct {
 	Owner   string
 	present *nameSocket // nil before join
@@ -172,7 +168,7 @@ type nameSocket struct {
 	fd   int
 }
 
-// Join takes part: from now on, others remove nothing that the owner has. It may be repeated.
+// Join announces the process: from now on, others remove nothing of the owner. It may be repeated.
 func (p *Presence) Join() (err error) {
 	if p.present == nil {
 		p.present, err = p.take(RolePresent)
@@ -219,8 +215,7 @@ func (p *Presence) take(role PeerRole) (*nameSocket, error) {
 	return nil, &status.SetupError{Type: status.ErrorPresence, Err: fmt.Errorf("no free name for this process among %s's", p.Owner)}
 }
 
-// Others lists the processes that are there beside this one, the oldest first. A process that keeps
-// rules appears twice, once for each role.
+// Others returns the other processes, oldest first. A keeper appears twice, once for each role.
 func (p *Presence) Others() ([]Peer, error) {
 	now, err := boottime()
 	if err != nil {
@@ -236,17 +231,17 @@ func (p *Presence) Others() ([]Peer, error) {
 	return peers, nil
 }
 
-// read reads the names in the namespace of the calling thread, whoever has taken them.
-func (p *Presence) Read() (roll, error) {
+// Read returns all names of the owner in the namespace of the calling thread, including this process's own.
+func (p *Presence) Read() (peerSet, error) {
 	// thread-self and not self: the namespace is the thread's.
 	f, err := os.Open("/proc/thread-self/net/unix")
 	if err != nil {
-		return roll{}, &status.SetupError{Type: status.ErrorPresence, Err: fmt.Errorf("look for other localcache processes: %w", err)}
+		return peerSet{}, &status.SetupError{Type: status.ErrorPresence, Err: fmt.Errorf("look for other localcache processes: %w", err)}
 	}
 	defer f.Close()
 	r, err := parseUnixTable(f, p.Owner)
 	if err != nil {
-		return roll{}, &status.SetupError{Type: status.ErrorPresence, Err: fmt.Errorf("look for other localcache processes: %w", err)}
+		return peerSet{}, &status.SetupError{Type: status.ErrorPresence, Err: fmt.Errorf("look for other localcache processes: %w", err)}
 	}
 	return r, nil
 }
@@ -260,8 +255,7 @@ func (p *Presence) isOwn(q Peer) bool {
 	return false
 }
 
-// Newer returns the newest of peers that keeps rules and began to after this process did, or before it
-// has begun at all.
+// Newer returns the newest keeper among peers that started to keep after this process did, or before it has started.
 func (p *Presence) Newer(peers []Peer) (Peer, bool) {
 	for _, q := range slices.Backward(peers) {
 		if q.Role == RoleKeeper && (p.keeper == nil || q.compare(p.keeper.peer) > 0) {
@@ -271,15 +265,15 @@ func (p *Presence) Newer(peers []Peer) (Peer, bool) {
 	return Peer{}, false
 }
 
-// Bounds of the wait for the lock. Its holder may itself wait for the xtables lock; one that holds it
-// longer than that is stuck, and must not stop us.
+// Bounds of the wait for the lock. Its holder may itself wait for the xtables lock. A holder that needs longer is
+// stuck and must not stop this process.
 const (
 	PresenceWait     = 10 * time.Second
 	presenceFirstTry = 5 * time.Millisecond
 	presenceLastTry  = 100 * time.Millisecond
 )
 
-// ErrLockBusy says that the lock was not to be had in time.
+// ErrLockBusy reports that the lock was not free in time.
 var ErrLockBusy = errors.New("another localcache process is changing the node's network and does not come to an end")
 
 // StrangerLockError says that a process which is not believed holds the lock.
@@ -289,20 +283,20 @@ func (e *StrangerLockError) Error() string {
 	return fmt.Sprintf("a process of another user (uid %d) holds the lock among localcache processes, and is not waited for: end it", e.UID)
 }
 
-// Lock waits for the owner's lock, at most presenceWait, and not at all while a process of another user
-// holds it. The returned func gives it back and is never nil; after an error there was no lock to give back.
+// Lock waits for the owner's lock, at most presenceWait, and not at all while a process of another user holds it. The
+// returned func releases it and is never nil; after an error it does nothing.
 func (p *Presence) Lock(ctx context.Context) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, PresenceWait)
 	defer cancel()
 	for pause := presenceFirstTry; ; pause = min(2*pause, presenceLastTry) {
 		fd, err := bindAbstract(lockName(p.Owner))
 		if err == nil {
-			return func() { unix.Close(fd) }, nil // nothing is lost when close fails: the name goes with the process
+			return func() { unix.Close(fd) }, nil // a failing close loses nothing: the name ends with the process
 		}
 		if !errors.Is(err, unix.EADDRINUSE) {
 			return func() {}, &status.SetupError{Type: status.ErrorPresence, Err: err}
 		}
-		if r, err := p.Read(); err == nil && r.lock != 0 { // else it is not known whom we wait for
+		if r, err := p.Read(); err == nil && r.lock != 0 { // otherwise the holder of the lock is unknown
 			if uid, known := socketUser(r.lock); known && uid != ownUser() {
 				return func() {}, &status.SetupError{Type: status.ErrorPresence, Err: &StrangerLockError{uid}}
 			}
@@ -315,8 +309,8 @@ func (p *Presence) Lock(ctx context.Context) (unlock func(), err error) {
 	}
 }
 
-// bindAbstract holds an abstract name until the descriptor is closed. The socket never listens, so that
-// nobody can leave anything in it, and is not inherited by the tools that are run.
+// bindAbstract holds an abstract name until the descriptor is closed. The socket never listens, so that it receives
+// nothing, and child processes do not inherit it.
 func bindAbstract(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -337,8 +331,8 @@ func boottime() (uint64, error) {
 	return uint64(ts.Nano()), nil
 }
 
-// DescribePeers names processes for people, each once. A process in another PID namespace goes by the
-// number that it has there.
+// DescribePeers describes each process once, for messages. A process in another PID namespace is shown with its
+// number there.
 func DescribePeers(procfs string, peers []Peer) string {
 	var inodes []uint64
 	for _, p := range peers {

@@ -32,12 +32,12 @@ func (unixDiagReq) Serialize() []byte {
 	return b
 }
 
-// SocketUsers lists the users that the unix sockets in the network namespace of the calling thread belong
-// to, by inode: those that opened them, as a process can give its socket to nobody else without CAP_CHOWN.
-// The numbers are those of our user namespace, in which every user that it does not know is 65534.
+// SocketUsers returns the owners of the unix sockets in the network namespace of the calling thread, by inode. The
+// owner is the user that opened the socket; giving it away needs CAP_CHOWN. The numbers are those of this user
+// namespace, which shows every unknown user as 65534.
 //
-// It returns nil where the kernel does not tell: before Linux 5.3, without the module unix_diag, or where
-// a security module forbids to ask.
+// It returns nil if the kernel does not report owners: before Linux 5.3, without the module unix_diag, or if a
+// security module forbids the query.
 func SocketUsers() map[uint64]uint32 {
 	req := nl.NewNetlinkRequest(unix.SOCK_DIAG_BY_FAMILY, unix.NLM_F_DUMP)
 	req.AddData(unixDiagReq{})
@@ -56,15 +56,15 @@ func SocketUsers() map[uint64]uint32 {
 		}
 		i := slices.IndexFunc(attrs, func(a syscall.NetlinkRouteAttr) bool { return a.Attr.Type == unixDiagUID && len(a.Value) >= 4 })
 		if i < 0 {
-			return nil // an old kernel ignores what it does not know
+			return nil // an old kernel ignores unknown requests
 		}
 		users[uint64(binary.NativeEndian.Uint32(m[4:]))] = binary.NativeEndian.Uint32(attrs[i].Value)
 	}
 	return users
 }
 
-// socketUser returns the user that one unix socket belongs to. It is not known where the kernel does not
-// tell, or the socket is closed.
+// socketUser returns the owner of one unix socket. known is false if the kernel does not report it, or the socket is
+// closed.
 func socketUser(inode uint64) (uid uint32, known bool) {
 	uid, known = SocketUsers()[inode]
 	return uid, known
@@ -73,11 +73,11 @@ func socketUser(inode uint64) (uid uint32, known bool) {
 // ownUser is the user that our own sockets belong to.
 func ownUser() uint32 { return uint32(os.Geteuid()) }
 
-// believed picks the peers whose sockets belong to our own user. Where the kernel does not tell it is
-// all of them.
+// believed returns the peers whose sockets belong to this process's user, or all peers if the kernel does not report
+// owners.
 //
-// A socket that is not listed was closed since its name was read. It may also be that the kernel skipped
-// it, because another one was closed between two parts of the list, so a second list has to agree.
+// A socket that is missing from the list was closed after its name was read, or the kernel skipped it because another
+// socket was closed between two parts of the list. So a second list must agree.
 func believed(peers []Peer) []Peer {
 	sure := map[uint64]bool{}
 	for range 2 {

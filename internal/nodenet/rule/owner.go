@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// maxOwner is the length of the longest interface name, and of what ownerTag returns.
+// maxOwner is the length of the longest interface name, and of the result of OwnerTag.
 const maxOwner = 15
 
-// OwnerTag is owner as it can stand in the name of a chain or a table: letters, digits, '_', '.' and
-// '-', which iptables prints without quotes and nft reads back. The kernel allows more in an
-// interface's name; one with other characters becomes a stem and a hash, so that two owners stay two.
+// OwnerTag returns owner in a form that can be part of a chain or table name: letters, digits, '_', '.' and '-',
+// which iptables prints without quotes and nft reads back. The kernel allows more characters in an interface name;
+// such a name becomes a stem and a hash, so that two owners stay distinct.
 func OwnerTag(owner string) string {
 	ok := func(c rune) bool {
 		return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.ContainsRune("_.-", c)
@@ -30,6 +30,5 @@ func OwnerTag(owner string) string {
 	return fmt.Sprintf("%.6s_%08x", stem, h.Sum32())
 }
 
-// DefaultOwners are the interface names that localcache uses when none is given: node-cache's, whose
-// place it takes, and its own.
+// DefaultOwners returns the default interface names: node-cache's, which localcache replaces, and its own.
 func DefaultOwners() []string { return []string{"nodelocaldns", "localcache"} }

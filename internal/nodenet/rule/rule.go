@@ -1,6 +1,6 @@
-// Package rule describes packet rules without naming a packet filter: where a rule stands, which packets it matches and
-// what becomes of them. It holds the interface Backend, through which internal/nodenet puts rules into the kernel, and
-// the names that all backends share. It is pure: nothing here touches the kernel.
+// Package rule describes packet rules without naming a packet filter: the hook, the packets that match, and the
+// verdict. It holds the interface Backend, through which internal/nodenet puts rules into the kernel, and the names
+// that all backends share. It is pure: nothing here touches the kernel.
 package rule
 
 import (
@@ -21,9 +21,8 @@ const (
 	FilterOutput  Hook = "filter/OUTPUT"
 )
 
-// Hooks lists every hook in the order in which rules are put into them. The order is that of a packet that
-// has to find its answer at each moment: the fallback stands before the rule that may leave a packet
-// to it.
+// Hooks returns every hook in the order in which rules are added. A packet must find an answer at each moment: the
+// fallback is in place before the rule that may leave a packet to it.
 func Hooks() []Hook {
 	return []Hook{NatPrerouting, FilterInput, FilterOutput, RawOutput, RawPrerouting}
 }
@@ -37,7 +36,7 @@ const (
 	TCP Proto = "tcp"
 )
 
-// Verdict is what a rule does with a packet that it matches.
+// Verdict says what happens to a packet that matches.
 type Verdict string
 
 // The verdicts.
@@ -47,22 +46,21 @@ const (
 	DNAT    Verdict = "dnat" // send the flow to one of Targets, evenly
 )
 
-// SocketMatch says how a rule asks whether a local socket is open for the packet.
+// SocketMatch says how a rule matches an open local socket.
 type SocketMatch int
 
 // The socket matches.
 const (
 	// SocketIgnore: the rule does not ask.
 	SocketIgnore SocketMatch = iota
-	// SocketSpecific: a socket bound to the very address (or a connection of one). A socket bound to
-	// the unspecified address is somebody else's and does not count.
+	// SocketSpecific matches a socket bound to exactly that address (or a connection of one). A socket bound to the
+	// unspecified address belongs to another program and does not match.
 	SocketSpecific
 	// SocketAny: a socket bound to the unspecified address counts too.
 	SocketAny
 )
 
-// Rule is one packet rule in no front end's language. A front end may need several of its own rules
-// for one of these.
+// Rule is one packet rule, independent of the packet filter. A backend may need several of its own rules for it.
 type Rule struct {
 	Hook    Hook
 	Proto   Proto
@@ -71,13 +69,13 @@ type Rule struct {
 	Dst     netip.Addr
 	DstPort uint16
 	Socket  SocketMatch
-	// Opening limits the rule to the packet that opens a TCP connection (SYN without ACK).
+	// Opening limits the rule to packets that open a TCP connection (SYN without ACK).
 	Opening bool
 	Verdict Verdict
 	Targets []netip.AddrPort // of DNAT, all of the family of Dst
 }
 
-// Is6 tells whether the rule is one of IPv6. Each rule names at least one address.
+// Is6 reports whether the rule is for IPv6. Each rule has at least one address.
 func (r Rule) Is6() bool {
 	if r.Dst.IsValid() {
 		return r.Dst.Is6()
@@ -98,7 +96,7 @@ func AddressesOf(rules []Rule) []netip.Addr {
 	return addrs
 }
 
-// The comments that rules carry, for whoever reads them with iptables or nft.
+// Comments of the rules, visible in iptables and nft.
 const (
 	CommentNoTrack = "localcache: DNS of this node without conntrack"
 	CommentAccept  = "localcache: let DNS of this node pass"
@@ -113,7 +111,7 @@ const (
 	NodeCacheAccept  = "NodeLocal DNS Cache: allow DNS traffic"
 )
 
-// The names of the front ends.
+// The names of the backends.
 const (
 	IPTablesNFT    = "iptables-nft"
 	IPTablesLegacy = "iptables-legacy"

@@ -1,5 +1,5 @@
-// Package sockets lists this process's sockets on the local addresses, and makes them take no more queries before the process
-// ends, so that another process or the fallback gets them.
+// Package sockets finds this process's sockets on the local addresses, and makes them take no more queries before the
+// process ends, so that another process or the fallback gets them.
 package sockets
 
 import (
@@ -14,14 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// discardPort is the port that a socket which takes no more queries is connected to. Nobody sends from it.
+// discardPort is the port that a socket is connected to when it should take no more queries. No program sends from
+// it.
 const discardPort = 9
 
-// LeaveUDP has the UDP sockets of this process that are bound to one of addrs, or to the unspecified
-// address where wildcard is set, take no more queries, and returns their number. They are connected
-// (udp(7)) to a peer that does not exist: the kernel then looks past them, to another process's socket of
-// the same address or, for the rules that ask for an open socket, to none, while what is in their queues
-// can still be read and answered. To close them instead would throw the queues away.
+// LeaveUDP makes the UDP sockets of this process that are bound to one of addrs, or to the unspecified address if
+// wildcard is set, take no more queries, and returns their number. It connects them (udp(7)) to a peer that does not
+// exist: the kernel then gives new packets to another process's socket on the same address, or, in rules with a
+// socket match, finds none. Queries that are already queued can still be read and answered; closing the sockets would
+// drop them.
 func LeaveUDP(addrs []netip.Addr, port uint16, wildcard bool) (int, error) {
 	left := 0
 	err := EachSocket(unix.SOCK_DGRAM, addrs, port, wildcard, func(fd int, at netip.AddrPort, local unix.Sockaddr) error {
@@ -40,14 +41,13 @@ const (
 	acceptPause = 50 * time.Microsecond
 )
 
-// LeaveTCP has the TCP listeners that leaveUDP would find take no more connections, and returns their
-// number: the kernel leads new ones to another process's listener of the same address. It is for the time
-// that such a one is there, and a while before the sockets close, so that what was accepted is read and
-// answered.
+// LeaveTCP makes the TCP listeners on the same addresses take no more connections, and returns their number: the
+// kernel gives new connections to another process's listener on the same address. Call it only while such a listener
+// exists, and some time before the sockets close, so that accepted connections are read and answered.
 //
-// A listener that goes resets the connections that nobody has accepted yet (unless net.ipv4.tcp_migrate_req
-// is set, which hands them on). It is therefore left in a moment in which its queue is empty, if there is
-// one within acceptWait; only a handshake that is between its packets in that very moment is lost.
+// Closing a listener resets the connections that were not accepted yet (unless net.ipv4.tcp_migrate_req is set, which
+// hands them on). It is therefore closed at a moment when its queue is empty, if there is one within acceptWait; only
+// a handshake in progress at that very moment is lost.
 func LeaveTCP(addrs []netip.Addr, port uint16, wildcard bool) (int, error) {
 	left := 0
 	err := EachSocket(unix.SOCK_STREAM, addrs, port, wildcard, func(fd int, at netip.AddrPort, _ unix.Sockaddr) error {
@@ -71,11 +71,10 @@ func LeaveTCP(addrs []netip.Addr, port uint16, wildcard bool) (int, error) {
 	return left, err
 }
 
-// EachSocket calls f for each socket of this process of the given kind that is bound to port at one of addrs,
-// or at the unspecified address where wildcard is set.
+// EachSocket calls f for each socket of this process of the given kind that is bound to port at one of addrs, or at
+// the unspecified address if wildcard is set.
 //
-// The sockets are CoreDNS's. They are found among the open files of the process, because CoreDNS has no
-// way to hand them out.
+// The sockets belong to CoreDNS, which does not expose them. They are found among the open files of the process.
 func EachSocket(kind int, addrs []netip.Addr, port uint16, wildcard bool,
 	f func(fd int, at netip.AddrPort, local unix.Sockaddr) error) error {
 	files, err := os.ReadDir("/proc/self/fd")
@@ -103,7 +102,7 @@ func EachSocket(kind int, addrs []netip.Addr, port uint16, wildcard bool,
 	return errors.Join(errs...)
 }
 
-// addrPortOf returns what a socket is bound to; the zero value for one of another family.
+// addrPortOf returns the bound address of a socket; the zero value for other address families.
 func addrPortOf(local unix.Sockaddr) netip.AddrPort {
 	switch sa := local.(type) {
 	case *unix.SockaddrInet4:
@@ -114,8 +113,8 @@ func addrPortOf(local unix.Sockaddr) netip.AddrPort {
 	return netip.AddrPort{}
 }
 
-// nowhere is a peer that does not exist, of the family of local and at its own address, to which there is
-// always a route.
+// nowhere returns a peer that does not exist, of the family of local and at its own address, to which a route always
+// exists.
 func nowhere(local unix.Sockaddr) unix.Sockaddr {
 	switch sa := local.(type) {
 	case *unix.SockaddrInet4:

@@ -1,4 +1,4 @@
-// Package status holds what the keeper of the node's network reports: the state as last seen, errors by type and repairs by
+// Package status holds the report of the node network's keeper: the state as last seen, errors by type and repairs by
 // kind.
 package status
 
@@ -34,7 +34,7 @@ func ErrorTypes() []ErrorType {
 	return []ErrorType{ErrorIPTables, ErrorIPTablesLock, ErrorInterfaceAdd, ErrorInterfaceCheck, ErrorNFTables, ErrorPresence, ErrorConntrack}
 }
 
-// RepairKind is what was found wrong and mended while the process ran.
+// RepairKind names what was wrong and was repaired while the process ran.
 type RepairKind string
 
 // The kinds of repair.
@@ -42,9 +42,9 @@ const (
 	RepairLink      RepairKind = "link"      // the link was deleted
 	RepairLinkDown  RepairKind = "link_down" // the link was set down
 	RepairAddress   RepairKind = "address"   // an address was deleted from the link
-	RepairSurplus   RepairKind = "surplus"   // an address that nobody wants any more was on the link
+	RepairSurplus   RepairKind = "surplus"   // an unwanted address was on the link
 	RepairRules     RepairKind = "rules"     // rules were missing, superfluous, doubled or in the wrong order
-	RepairLeftovers RepairKind = "leftovers" // rules of ours in a front end that is not in use
+	RepairLeftovers RepairKind = "leftovers" // localcache's rules in a backend that is not in use
 )
 
 // RepairKinds lists every kind, so that a counter of each can exist from the start.
@@ -60,10 +60,10 @@ type SetupError struct {
 
 func (e *SetupError) Error() string { return e.Err.Error() }
 
-// Unwrap gives the cause.
+// Unwrap returns the cause.
 func (e *SetupError) Unwrap() error { return e.Err }
 
-// RulesError gives an error of fw its type.
+// RulesError returns err of a backend as a SetupError of the right type.
 func RulesError(backend string, err error) error {
 	if err == nil {
 		return nil
@@ -82,21 +82,21 @@ func RulesError(backend string, err error) error {
 type Status struct {
 	Interface        string       // "" before the first Prepare
 	Kind             string       // of the link; "" where there is none or it is not ours to manage
-	Up               bool         // the link is there and up; true where it is not ours to manage
+	Up               bool         // the link exists and is up; true if localcache does not manage it
 	AddressesMissing []netip.Addr // wanted, not on the node
 
-	Backend string // the front end's name; "off" without rules, "" while a held lock keeps it unknown
-	Why     string // that front end was chosen
+	Backend string // the backend's name; "off" without rules, "" while a held lock keeps it unknown
+	Why     string // that backend was chosen
 	// RulesInPlace: the last reading found the rules that this process wants. True with notrack off.
 	RulesInPlace bool
-	// SocketMatch: NOTRACK depends on an open socket. Where it is false although there are rules,
+	// SocketMatch is true if NOTRACK depends on an open socket. If it is false although there are rules,
 	// NoSocketMatch says why, and there is no fallback.
 	SocketMatch   bool
 	NoSocketMatch string
-	Fallback      []netip.AddrPort // in force: none without SocketMatch
+	Fallback      []netip.AddrPort // in force; empty without SocketMatch
 
 	Keeper   bool // this process is the one that keeps the rules true
-	Draining bool // new queries are led to the fallback
+	Draining bool // new queries go to the fallback
 
 	Repairs       map[RepairKind]uint64
 	Errors        map[ErrorType]uint64
@@ -104,7 +104,7 @@ type Status struct {
 	LastErrorTime time.Time
 }
 
-// Board holds the Status that Keeper's goroutines write and everybody reads.
+// Board holds the Status that Keeper's goroutines write and others read.
 type Board struct {
 	mu sync.Mutex
 	s  Status

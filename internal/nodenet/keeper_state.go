@@ -11,25 +11,25 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// wish is a Spec and how it is carried out.
-type wish struct {
+// desiredState is a Spec with the decisions about how to carry it out.
+type desiredState struct {
 	spec Spec
 	fw   rule.Backend // nil with notrack off, and as long as a held lock keeps it from being chosen
-	why  string       // it is that front end
+	why  string       // it is that backend
 
 	probed   bool  // noSocket is known
-	noSocket error // why the front end cannot ask for an open socket; nil where it can
+	noSocket error // why the backend cannot match an open socket; nil if it can
 	warned   bool  // about noSocket
 
-	applied bool // its rules have been put in place, if this process keeps them
-	cleaned bool // leftovers in other front ends were looked for
+	applied bool // its rules have been put in place, if this process is the keeper
+	cleaned bool // leftovers in other backends were looked for
 }
 
-func (w *wish) off() bool { return w.spec.Notrack == ChoiceOff }
+func (w *desiredState) off() bool { return w.spec.Notrack == ChoiceOff }
 
-// settle finds out what is not known of w yet: the front end, and whether it can ask for an open socket.
-// Both can take another attempt, where the xtables lock is held.
-func (k *Keeper) settle(ctx context.Context, w *wish) error {
+// settle finds out what is still unknown about w: the backend, and whether it can match an open socket. Both may need
+// another attempt while the xtables lock is held.
+func (k *Keeper) settle(ctx context.Context, w *desiredState) error {
 	if w.off() || w.probed {
 		return nil
 	}
@@ -50,7 +50,7 @@ func (k *Keeper) settle(ctx context.Context, w *wish) error {
 }
 
 // warnNoSocket says once that the socket match is missing.
-func (k *Keeper) warnNoSocket(w *wish) {
+func (k *Keeper) warnNoSocket(w *desiredState) {
 	if w.noSocket == nil || w.warned {
 		return
 	}
@@ -65,12 +65,12 @@ func (k *Keeper) warnNoSocket(w *wish) {
 	k.cfg.Log.Warningf("%s cannot ask for an open socket here, so that %s: %v", w.fw.Name(), consequence, w.noSocket)
 }
 
-func (w *wish) rules(draining bool) []rule.Rule {
+func (w *desiredState) rules(draining bool) []rule.Rule {
 	return w.spec.Plan(PlanOptions{NoSocketMatch: w.noSocket != nil, Draining: draining})
 }
 
 // fallback lists the servers that rules lead to: those of a family that has an address.
-func (w *wish) fallback() []netip.AddrPort {
+func (w *desiredState) fallback() []netip.AddrPort {
 	if w.fw == nil || !w.probed || w.noSocket != nil {
 		return nil
 	}
@@ -88,7 +88,7 @@ func (w *wish) fallback() []netip.AddrPort {
 }
 
 // apply puts the rules of w in place and reads them back.
-func (k *Keeper) apply(ctx context.Context, w *wish, draining bool) error {
+func (k *Keeper) apply(ctx context.Context, w *desiredState, draining bool) error {
 	if err := k.settle(ctx, w); err != nil || w.off() {
 		return err
 	}
@@ -99,7 +99,7 @@ func (k *Keeper) apply(ctx context.Context, w *wish, draining bool) error {
 		}
 		k.looked, k.found = true, len(diffs) > 0
 		if err := k.adopt(ctx, w); err != nil {
-			// What it was is not known for a while; to serve matters more.
+			// The previous fallback is unknown for a while; serving is more important.
 			k.cfg.Log.Warningf("the fallback of an earlier process is lost: %v", k.board.Failed(err))
 		}
 	}
@@ -114,8 +114,8 @@ func (k *Keeper) apply(ctx context.Context, w *wish, draining bool) error {
 	return status.RulesError(w.fw.Name(), err)
 }
 
-// showWish puts what w says into the Status.
-func (k *Keeper) showWish(w *wish) {
+// showState copies the state of w into the Status.
+func (k *Keeper) showState(w *desiredState) {
 	k.board.Update(func(s *status.Status) {
 		s.Interface = w.spec.Interface
 		s.Backend, s.Why = "", w.why
