@@ -2,13 +2,12 @@ package upstream
 
 import "sync/atomic"
 
-// allowance bounds what is sent on top of the clients' questions while an upstream is merely slow: a
-// hedge for every tenth question, and a few saved up for when an upstream falls silent. So in an
-// outage of all upstreams, when everything is late, the load on them grows by a tenth and not to a
-// multiple.
+// allowance bounds what is sent in addition to the clients' queries while an upstream is slow: one hedge for every
+// ten queries, and a few saved up for the moment when an upstream falls silent. In an outage of all upstreams, when
+// every attempt is late, the load on them grows by a tenth and does not multiply.
 //
-// What was given up on a path that answers others is asked again from an allowance of its own, of three
-// for ten questions: as many datagrams may be lost on the way. All in all the load grows by less than a half.
+// An attempt that was given up on a path which answers other queries is repeated from an allowance of its own, three
+// for ten queries: that many datagrams may be lost on the way. In total the load grows by less than a half.
 type allowance struct {
 	tenths atomic.Int64
 	income int64
@@ -17,7 +16,7 @@ type allowance struct {
 const (
 	// extraCost is the price of an exchange.
 	extraCost = 10
-	// hedgeIncome and retryIncome are what a question earns.
+	// hedgeIncome and retryIncome are what one query adds to the allowances.
 	hedgeIncome, retryIncome = 1, 3
 	// savings is the most that is saved up: ten exchanges. A path that is silent is in doubt after
 	// the first one, and leaving it costs nothing.

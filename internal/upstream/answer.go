@@ -10,8 +10,8 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// answerFor makes the end of the flight out for one client. The leader, who does not share, gets the
-// message that was unpacked when it came.
+// answerFor fills in the answer for one client from the flight's result. The leader, which does not share, gets the
+// message that was unpacked on arrival.
 func (f *flight) answerFor(query Query, shared bool, answer *Answer) error {
 	if f.err != nil {
 		if !shared {
@@ -40,8 +40,8 @@ func (f *flight) answerFor(query Query, shared bool, answer *Answer) error {
 	return nil
 }
 
-// restore gives an answer the client's ID, question and flags. Names of the answer that are the
-// question's get its letters, too: they were those of the client that came first.
+// restore sets the client's ID, question and flags in an answer. Owner names equal to the question also get its
+// letter case: the answer has that of the first client.
 func restore(msg, query *dns.Msg) {
 	asked := query.Question[0]
 	same := len(msg.Question) == 1 && msg.Question[0] == asked
@@ -63,11 +63,11 @@ func restore(msg, query *dns.Msg) {
 	}
 	if opt := query.IsEdns0(); opt != nil {
 		if msg.IsEdns0() == nil {
-			msg.SetEdns0(ednsSize, opt.Do()) // the upstream has none, but we have (RFC 6891, section 6.1.1)
+			msg.SetEdns0(ednsSize, opt.Do()) // the upstream does not know EDNS, but this server does (RFC 6891, section 6.1.1)
 		}
 		return
 	}
-	// No OPT for who sent none (RFC 6891, section 7), and so no RCODE above 15 either.
+	// No OPT for a client that sent none (RFC 6891, section 7), and therefore no RCODE above 15.
 	msg.Extra = slices.DeleteFunc(msg.Extra, func(rr dns.RR) bool { return rr.Header().Rrtype == dns.TypeOPT })
 	if msg.Rcode > 15 {
 		msg.Rcode = dns.RcodeServerFailure

@@ -14,14 +14,14 @@ import (
 const (
 	callWaiting   uint32 = iota
 	callFinished         // handed to the flight, which reports it
-	callAbandoned        // nobody waits: the pool reports it
+	callAbandoned        // no flight waits for it: the pool reports it
 )
 
-// call is one attempt on one path. The pool that carries it ends it exactly once, by finish.
+// call is one attempt on one path. The pool that carries it ends it exactly once, with finish.
 type call struct {
 	path    *path
 	q       *question
-	wire    []byte // what is sent: q with or without EDNS
+	wire    []byte // the message to send: q with or without EDNS
 	results chan<- *call
 	attempt int
 	hedge   bool
@@ -53,11 +53,11 @@ type call struct {
 	stale bool
 
 	state   atomic.Uint32
-	handled bool             // by who reads results
+	handled bool             // by the reader of results
 	record  observe.Exchange // set by report
 }
 
-// keep copies msg to where it stays as long as the call.
+// keep copies msg to memory that lives as long as the call.
 func (c *call) keep(msg []byte) []byte {
 	c.room = append(c.room[:0], msg...)
 	return c.room
@@ -87,7 +87,7 @@ func abandonAll(calls []*call, results <-chan *call) {
 		if c.handled || c.abandon() {
 			continue
 		}
-		for !c.handled { // the ends of others may come before it
+		for !c.handled { // other calls may end before it
 			if ended := <-results; ended != nil {
 				ended.handled = true
 				ended.report()
@@ -96,9 +96,9 @@ func abandonAll(calls []*call, results <-chan *call) {
 	}
 }
 
-// rcode is the reply's RCODE. Its upper bits are in the OPT record (RFC 6891, section 6.1.3), for which the reply
-// is read where there can be any: the outcome of the few such answers that were read before is OtherRcode. Who
-// left before that gets the low four bits.
+// rcode returns the reply's RCODE. Its upper bits are in the OPT record (RFC 6891, section 6.1.3); the reply is
+// parsed for them only if there can be any: the outcome of those few answers is OtherRcode. A call whose flight has
+// left gets the low four bits.
 func (c *call) rcode() int {
 	if len(c.reply) < headerLen {
 		return 0
@@ -109,7 +109,7 @@ func (c *call) rcode() int {
 	return int(c.reply[3] & 0x0f)
 }
 
-// extendedRcode is apart because its message would be on the stack of every query, which has to grow for it.
+// extendedRcode is a function of its own because its message would otherwise enlarge the stack of every query.
 //
 //go:noinline
 func extendedRcode(reply []byte) int {
@@ -120,7 +120,8 @@ func extendedRcode(reply []byte) int {
 	return int(reply[3] & 0x0f)
 }
 
-// report tells the statistics of the ended call. It is done once, by whom the call's end was left to.
+// report reports the ended call to the statistics. It is called once, by the side that the end of the call was left
+// to.
 func (c *call) report() {
 	r := &c.record // field by field: a literal would be made on the stack first
 	r.Upstream, r.Proto = c.path.server.name, c.path.proto

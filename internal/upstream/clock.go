@@ -4,12 +4,12 @@ import "time"
 
 var processStart = time.Now()
 
-// sinceStart is t in nanoseconds since the process was started, by the clock that nobody sets: the time of day may be
-// set back after an answer, which must not make that one of the future.
+// sinceStart returns t in nanoseconds since the start of the process, on the monotonic clock: the wall clock may be
+// set back after an answer, which would move that answer into the future.
 func sinceStart(t time.Time) int64 { return int64(t.Sub(processStart)) }
 
-// clock calls round when something of a pool is due. It sleeps while nothing is, so that an idle node
-// is not woken. All but round is guarded by the lock of the pool, which round takes.
+// clock calls round when a deadline of a pool is due. It sleeps otherwise, so that an idle node is not woken.
+// Everything but round is guarded by the lock of the pool, which round takes.
 type clock struct {
 	round   func(now time.Time)
 	timer   *time.Timer
@@ -17,7 +17,7 @@ type clock struct {
 	stopped bool
 }
 
-// wakeBy makes sure that a round comes at t, or a tick later.
+// wakeBy schedules a round for t, or at most a tick later.
 func (c *clock) wakeBy(t time.Time) {
 	if c.stopped || !c.due.IsZero() && c.due.Before(t.Add(tick)) {
 		return
@@ -30,7 +30,7 @@ func (c *clock) wakeBy(t time.Time) {
 	c.timer.Reset(time.Until(t))
 }
 
-// rest ends a round at now: the next is at t, or none is needed where t is zero.
+// rest ends a round at now: the next one is at t, or there is none if t is zero.
 func (c *clock) rest(t, now time.Time) {
 	c.due = time.Time{}
 	if t.IsZero() {
@@ -49,7 +49,7 @@ func (c *clock) stop() {
 	}
 }
 
-// sooner is the earlier of two times, of which a may be zero for none.
+// sooner returns the earlier of two times; a zero time means none.
 func sooner(a, b time.Time) time.Time {
 	if a.IsZero() || b.Before(a) {
 		return b

@@ -13,9 +13,9 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// Connections lists what is open to the servers at this moment, UDP sockets included: it is for
-// observe.Upstreams.WatchConnections. The Registry is asked and not each pool because it knows which servers
-// stay, change and go as groups are opened and closed.
+// Connections returns the open connections to all servers, UDP sockets included, for
+// observe.Upstreams.WatchConnections. It is a method of Registry and not of each pool because the Registry knows
+// which servers stay, change and go when groups open and close.
 func (r *Registry) Connections() []observe.Connection {
 	r.mu.Lock()
 	servers := slices.Collect(maps.Values(r.servers))
@@ -29,8 +29,8 @@ func (r *Registry) Connections() []observe.Connection {
 	return list
 }
 
-// connections lists the connections that are open, with what the kernel knows of each. It is asked after the
-// lock was given back: questions do not wait for it.
+// connections returns the open connections with the kernel's data about each. The kernel is asked after the lock is
+// released, so that queries do not wait for it.
 func (p *streamPool) connections() []observe.Connection {
 	p.mu.Lock()
 	list := make([]observe.Connection, 0, len(p.conns))
@@ -51,8 +51,8 @@ func (p *streamPool) connections() []observe.Connection {
 	return list
 }
 
-// addKernelInfo adds TCP_INFO (tcp(7)) to c. Where there is none, since the connection was closed meanwhile or
-// is no TCP socket, c stays as it is.
+// addKernelInfo adds TCP_INFO (tcp(7)) to c. It leaves c unchanged if there is none, because the connection was
+// closed meanwhile or is not TCP.
 func addKernelInfo(c *observe.Connection, conn net.Conn) {
 	if t, ok := conn.(*tls.Conn); ok {
 		conn = t.NetConn()
@@ -76,8 +76,8 @@ func addKernelInfo(c *observe.Connection, conn net.Conn) {
 	c.Silent = time.Duration(info.Last_data_recv) * time.Millisecond
 }
 
-// connections lists the sockets that are open. The kernel measures no round trip there; the path's estimate
-// stands for it.
+// connections returns the open sockets. The kernel measures no round trip for UDP; the path's estimate is used
+// instead.
 func (d *datagramPool) connections() []observe.Connection {
 	rtt := d.path.rtt.smoothed()
 	d.mu.Lock()

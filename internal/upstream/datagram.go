@@ -10,18 +10,18 @@ import (
 )
 
 const (
-	// An answer is accepted from one address, to one port, with one ID and one question (RFC 5452).
-	// A socket carries one call at a time, and a port is given up after few of them and a short
-	// time: to find open ports by the kernel's ICMP replies takes longer.
+	// An answer is accepted only from one address, to one port, with one ID and one question (RFC 5452). A socket
+	// carries one call at a time, and a port is given up after a few calls and a short time, before open ports can be
+	// found through the kernel's ICMP replies.
 	datagramUses = 32
 	datagramLife = 2 * time.Second
 	// tick is the least time between two rounds of a pool's clock, so that many expiries share one.
 	tick = 20 * time.Millisecond
 )
 
-// datagramPool is the UDP side of a server: connected sockets, one call at a time on each. Whoever
-// carries a call reads its socket, so that an answer wakes nobody but who waits for it. Idle sockets
-// are read by nobody: what has come meanwhile is thrown away before the next call is sent.
+// datagramPool is the UDP side of a server: connected sockets with one call at a time on each. The goroutine that
+// makes a call reads its socket, so that an answer wakes only the goroutine that waits for it. Idle sockets are not
+// read: whatever arrived meanwhile is dropped before the next call is sent.
 type datagramPool struct {
 	path  *path
 	dial  Dialer
@@ -40,7 +40,7 @@ func newDatagramPool(p *path, dial Dialer, limit int) *datagramPool {
 	return pool
 }
 
-// submit carries c in a goroutine of its own.
+// submit runs c in a goroutine of its own.
 func (d *datagramPool) submit(c *call) {
 	if !d.path.server.run(func() { d.attempt(c, c.expire) }) {
 		c.finish(nil, observe.Reset, errPoolClosed, time.Now())
@@ -58,8 +58,8 @@ func (d *datagramPool) carry(c *call, until time.Time) {
 	}
 }
 
-// attempt sends c and waits for its end. It is nil where c has ended, else the socket on which c waits
-// beyond until, which is before c.expire.
+// attempt sends c and waits for its end. It returns nil if c has ended, else the socket on which c waits beyond
+// until, which is before c.expire.
 func (d *datagramPool) attempt(c *call, until time.Time) *datagramSocket {
 	for {
 		s, err := d.socket(c)
@@ -69,8 +69,7 @@ func (d *datagramPool) attempt(c *call, until time.Time) *datagramSocket {
 		}
 		switch ended := s.await(until); {
 		case ended && s.failed != nil && !s.sent && c.reused && !c.resent:
-			// The kernel reports the ICMP error of an earlier datagram here: once more, on a socket
-			// that has none.
+			// The kernel reports the ICMP error of an earlier datagram here: try again on a socket without errors.
 			d.discard(s)
 			c.resent = true
 		case ended, !until.Before(c.expire):
@@ -82,7 +81,7 @@ func (d *datagramPool) attempt(c *call, until time.Time) *datagramSocket {
 	}
 }
 
-// end takes the call that has ended off s, and reports how.
+// end detaches the ended call from s and reports the outcome.
 func (d *datagramPool) end(s *datagramSocket) {
 	c := s.call
 	now := time.Now()
@@ -97,7 +96,7 @@ func (d *datagramPool) end(s *datagramSocket) {
 		c.finish(c.reply, observe.OutcomeOf(int(c.reply[3]&0x0f)), nil, now)
 	default:
 		d.discard(s)
-		if d.path.silentSince(c.start) { // else it is one name that is slow
+		if d.path.silentSince(c.start) { // otherwise only this name is slow
 			d.path.failed(now)
 		}
 		c.finish(nil, observe.Timeout, errSilent, now)
@@ -116,7 +115,7 @@ func (d *datagramPool) fail(c *call, err error) {
 	switch {
 	case errors.Is(err, errPoolClosed):
 		outcome = observe.Reset
-	case !ours(err):
+	case !isLocal(err):
 		d.path.failed(now)
 	}
 	c.finish(nil, outcome, err, now)
@@ -129,8 +128,7 @@ func (d *datagramPool) socket(c *call) (*datagramSocket, error) {
 	if d.closed {
 		return nil, errPoolClosed
 	}
-	// An attempt after another one of the same flight takes a port of its own: the way of the first
-	// may be what is wrong.
+	// A further attempt of the same flight uses a new port: the path of the first one may be broken.
 	if s := d.takeIdle(c.start, len(c.before) > 0 || c.resent); s != nil {
 		s.assign(c, true)
 		return s, nil
@@ -173,13 +171,13 @@ func (d *datagramPool) takeIdle(now time.Time, fresh bool) *datagramSocket {
 	return nil
 }
 
-// life is for how long a socket takes calls.
+// life returns how long a socket takes calls.
 func (d *datagramPool) life() time.Duration { return min(datagramLife, d.path.server.config.MaxAge) }
 
 // remove closes s. It runs with d.mu held.
 func (d *datagramPool) remove(s *datagramSocket) {
 	delete(d.sockets, s)
-	s.conn.Close() // nothing is lost with it, and nobody could do anything about it
+	s.conn.Close() // nothing is lost with it, and there is nothing to do about an error
 }
 
 // discard closes s, which is not idle.
@@ -207,7 +205,7 @@ func (d *datagramPool) release(s *datagramSocket, now time.Time) {
 	}
 	d.idle = append(d.idle, s)
 	if len(d.idle) == len(d.sockets) {
-		// Nothing is under way: nobody shall be woken for a wait that is over.
+		// Nothing is under way: no goroutine should wake for a wait that is over.
 		s.rest()
 	}
 	d.clock.wakeBy(d.idleUntil(s))
@@ -247,7 +245,7 @@ func (d *datagramPool) close() {
 	d.idle = nil
 	d.clock.stop()
 	for s := range d.sockets {
-		s.conn.Close() // who reads it ends the call
+		s.conn.Close() // its reader ends the call
 	}
 }
 

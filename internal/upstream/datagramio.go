@@ -18,26 +18,25 @@ import (
 )
 
 const (
-	// datagramBuffer has room for what we offer by EDNS. Longer datagrams were not asked for; they
-	// are cut and count as truncated.
+	// datagramBuffer has room for the size that is offered by EDNS. A longer datagram was not asked for; it is cut
+	// and counts as truncated.
 	datagramBuffer = 2048
-	// datagramDrain is after how long an idle socket is emptied before its next call, so that nobody
-	// gets a start with guessing IDs. What comes in less is what comes in a round trip anyway.
+	// datagramDrain is the idle time after which a socket is emptied before its next call, so that an attacker gets
+	// no head start at guessing IDs. Datagrams that arrive within less time would also arrive within a round trip.
 	datagramDrain = time.Millisecond
-	// drainMost bounds the emptying. The kernel's buffer holds a few hundred small datagrams; what
-	// is left is dropped while the call waits.
-	drainMost = 512
+	// maxDrain bounds the emptying. The kernel's buffer holds a few hundred small datagrams; the rest is dropped
+	// while the call waits.
+	maxDrain = 512
 )
 
-// datagramBuffers are for reading. They are taken when there may be something to read, not while a
-// call waits.
+// datagramBuffers holds read buffers. One is taken when there may be something to read, not while a call waits.
 var datagramBuffers = sync.Pool{New: func() any { return new([datagramBuffer]byte) }}
 
-// datagramSocket is used by one goroutine at a time: the one that carries its call.
+// datagramSocket is used by one goroutine at a time: the one that makes the call.
 //
-// A query and its answer are one write and one read. Go's net.Conn would read once more, in vain,
-// before it waits: it cannot know that nothing has come. Here the query is written after the poller was
-// told to listen, so that an answer cannot come unnoticed before the wait.
+// A query and its answer cost one write and one read. Go's net.Conn would read once more without success before it
+// waits, because it cannot know that nothing has arrived. Here the poller is armed before the query is written, so
+// that an answer cannot arrive unnoticed before the wait.
 type datagramSocket struct {
 	sink  observe.Sink
 	conn  net.Conn
@@ -48,7 +47,7 @@ type datagramSocket struct {
 	uses  int
 
 	idleSince time.Time
-	deadline  time.Time // of reads; zero: none
+	deadline  time.Time // read deadline; zero: none
 
 	call     *call
 	id       uint16
@@ -76,7 +75,7 @@ func newDatagramSocket(sink observe.Sink, conn net.Conn, now time.Time) (*datagr
 	return s, nil
 }
 
-// assign makes s the socket of c, with an ID of its own.
+// assign makes s the socket of c, with a new ID.
 func (s *datagramSocket) assign(c *call, reused bool) {
 	s.call, s.id = c, uint16(rand.Uint32())
 	s.drain = reused && c.start.Sub(s.idleSince) > datagramDrain
@@ -88,11 +87,10 @@ func (s *datagramSocket) assign(c *call, reused bool) {
 	}
 }
 
-// await sends the call, if that is still to do, and waits for its end. It is false where until came
-// first.
+// await sends the call if necessary and waits for its end. It returns false if until came first.
 func (s *datagramSocket) await(until time.Time) bool {
-	// A deadline that comes too early costs one round more, a new one for each call costs more. Half of
-	// the wait is soon enough to be asked again.
+	// A deadline that is too early costs one extra round; setting one for each call costs more. Half of the wait is
+	// early enough to look again.
 	if half := until.Add(-until.Sub(s.call.start) / 2); s.deadline.Before(half) || s.deadline.After(until) {
 		if !s.wakeAt(until) {
 			return true
@@ -121,15 +119,15 @@ func (s *datagramSocket) wakeAt(t time.Time) bool {
 	return s.failed == nil
 }
 
-// rest takes back a deadline that nobody waits for any more.
+// rest clears a deadline that no call needs any more.
 func (s *datagramSocket) rest() {
 	if !s.deadline.IsZero() && s.conn.SetReadDeadline(time.Time{}) == nil {
 		s.deadline = time.Time{}
 	}
 }
 
-// step does what there is to do on the socket and reports whether the wait is over. The poller calls it,
-// at first and whenever something may have come.
+// step does the pending work on the socket and reports whether the wait is over. The poller calls it at first and
+// whenever the socket may be readable.
 func (s *datagramSocket) step(fd uintptr) bool {
 	if s.sent {
 		return s.read(fd)
@@ -146,11 +144,11 @@ func (s *datagramSocket) step(fd uintptr) bool {
 	return !s.sent
 }
 
-// empty throws away what came before the query was sent. It is false where the socket has failed.
+// empty drops what arrived before the query was sent. It returns false if the socket has failed.
 func (s *datagramSocket) empty(fd uintptr) bool {
 	buffer := datagramBuffers.Get().(*[datagramBuffer]byte)
 	defer datagramBuffers.Put(buffer)
-	for range drainMost {
+	for range maxDrain {
 		switch _, errno := rawRead(fd, buffer[:]); errno {
 		case 0:
 			s.sink.Drop(observe.DropWrongID)
@@ -164,8 +162,8 @@ func (s *datagramSocket) empty(fd uintptr) bool {
 	return true
 }
 
-// read takes what has come. What is not the answer is dropped and counted, and the wait goes on: it may
-// be a forgery that came before the answer.
+// read reads what has arrived. A datagram that is not the answer is dropped and counted, and the wait continues: it
+// may be a forgery that arrived before the answer.
 func (s *datagramSocket) read(fd uintptr) bool {
 	buffer := datagramBuffers.Get().(*[datagramBuffer]byte)
 	defer datagramBuffers.Put(buffer)
@@ -182,14 +180,14 @@ func (s *datagramSocket) read(fd uintptr) bool {
 			s.failed = os.NewSyscallError("read", errno)
 			return true
 		}
-		// The poller knows the deadline, but is not asked while more comes than can be read.
+		// The poller enforces the deadline, but it is not consulted while datagrams arrive faster than they are read.
 		if n%64 == 0 && !time.Now().Before(s.deadline) {
 			return true
 		}
 	}
 }
 
-// received takes a datagram and tells whether it is the answer.
+// received handles a datagram and reports whether it is the answer.
 func (s *datagramSocket) received(msg []byte, cut bool) bool {
 	verdict := wrongID
 	switch {

@@ -6,13 +6,13 @@ import (
 	"github.com/miekg/dns"
 )
 
-// decode unpacks what most answers are: the question as it was asked, and records of types A, AAAA,
-// CNAME and SOA whose names have only letters, digits, hyphens and underscores, and an OPT record without
-// options. Names that are the question's share its string. asked is the question in
-// presentation form. It is false for everything else, faults included, which is left to the library.
+// decode unpacks the common answers: the question as asked, and records of types A, AAAA, CNAME and SOA whose names
+// have only letters, digits, hyphens and underscores, and an OPT record without options. Names equal to the question
+// share its string. asked is the question in presentation form. decode returns false for everything else, malformed
+// messages included, and the caller uses the library.
 //
-// Where the client sent no OPT record, that of an answer with NOERROR or NXDOMAIN is read and left out: it would be
-// taken away again. With other RCODEs it says whether the server knows EDNS.
+// If the client sent no OPT record, the one in an answer with NOERROR or NXDOMAIN is checked and left out: it would
+// be removed later anyway. With other RCODEs it shows whether the server knows EDNS.
 func (q *question) decode(msg []byte, asked *dns.Question) (*dns.Msg, bool) {
 	if !q.shareable || len(msg) < q.end || binary.BigEndian.Uint16(msg[4:]) != 1 ||
 		string(msg[headerLen:q.end]) != string(q.wire[headerLen:q.end]) {
@@ -74,7 +74,7 @@ type decoder struct {
 }
 
 func (d *decoder) records(n uint16) []dns.RR {
-	// A record has 11 octets at least: what cannot be there gets no room.
+	// A record has at least 11 octets: allocate no room for records that cannot exist.
 	if n == 0 || d.failed || int(n) > (len(d.msg)-d.off)/11 {
 		d.failed = d.failed || n > 0
 		return nil
@@ -97,7 +97,7 @@ func (d *decoder) records(n uint16) []dns.RR {
 	return list
 }
 
-// passOPT goes past an OPT record that has neither options nor a part of the RCODE.
+// passOPT skips an OPT record that has neither options nor RCODE bits.
 func (d *decoder) passOPT() bool {
 	const size = 11
 	if d.off+size > len(d.msg) {
@@ -112,7 +112,7 @@ func (d *decoder) passOPT() bool {
 	return true
 }
 
-// record returns the next record, nil where it is none of the types.
+// record returns the next record; nil for any other type.
 func (d *decoder) record() dns.RR {
 	owner, ok := d.name(len(d.msg))
 	if !ok || d.off+10 > len(d.msg) {
@@ -179,7 +179,7 @@ func (d *decoder) soa(h dns.RR_Header, end int) dns.RR {
 	return rr
 }
 
-// name reads a name whose octets here end before limit.
+// name reads a name whose octets at this position end before limit.
 func (d *decoder) name(limit int) (string, bool) {
 	msg := d.msg
 	if d.off+2 <= limit && msg[d.off] == 0xc0 && msg[d.off+1] == headerLen {
@@ -235,7 +235,7 @@ func (d *decoder) name(limit int) (string, bool) {
 	}
 }
 
-// plain reports whether b stands for itself in presentation form, and in a hostname.
+// plain reports whether b needs no escape in presentation form and may occur in a hostname.
 func plain(b byte) bool {
 	return 'a' <= b && b <= 'z' || '0' <= b && b <= '9' || b == '-' || b == '_' || 'A' <= b && b <= 'Z'
 }

@@ -28,7 +28,7 @@ type Dialer struct {
 // NewDialer returns the real one.
 func NewDialer() Dialer { return Dialer{Datagram: dialDatagram, Stream: dialStream} }
 
-// dialDatagram leaves the port to the kernel, which takes it at random from the ephemeral range
+// dialDatagram leaves the choice of the port to the kernel, which picks it at random from the ephemeral range
 // (net/ipv4/udp.c, udp_lib_get_port).
 func dialDatagram(source netip.Addr, remote netip.AddrPort) (net.Conn, error) {
 	d := net.Dialer{Control: reportErrors}
@@ -46,8 +46,8 @@ func dialStream(ctx context.Context, source netip.Addr, remote netip.AddrPort) (
 	return d.DialContext(ctx, "tcp", remote.String())
 }
 
-// reportErrors makes the kernel pass ICMP host and network unreachable to the socket. Without it, a
-// connected UDP socket learns of port unreachable only (ip(7), IP_RECVERR).
+// reportErrors makes the kernel pass ICMP host and network unreachable to the socket. Without it a connected UDP
+// socket is told of port unreachable only (ip(7), IP_RECVERR).
 func reportErrors(network, _ string, conn syscall.RawConn) error {
 	level, option := unix.SOL_IP, unix.IP_RECVERR
 	if network == "udp6" {
@@ -67,9 +67,9 @@ var (
 	errPoolClosed     = errors.New("the forwarder was closed")
 )
 
-// ours reports whether err is about this process or node and not about the upstream: its health is
-// not touched.
-func ours(err error) bool {
+// isLocal reports whether err comes from this process or node and not from the upstream, so that it does not affect
+// the upstream's health.
+func isLocal(err error) bool {
 	for _, e := range []error{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL, syscall.EADDRINUSE,
 		errTooManySockets, errTooManyQueries, errPoolClosed,

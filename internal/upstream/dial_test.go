@@ -79,8 +79,8 @@ func TestOutcomeOfErrors(t *testing.T) {
 		{op(syscall.EADDRNOTAVAIL), observe.Unreachable, true},
 		{errors.Join(errTooManySockets), observe.Unreachable, true},
 	} {
-		if got := outcomeOf(tt.err); got != tt.want || ours(tt.err) != tt.ours {
-			t.Errorf("%v: %s, ours %t", tt.err, got, ours(tt.err))
+		if got := outcomeOf(tt.err); got != tt.want || isLocal(tt.err) != tt.ours {
+			t.Errorf("%v: %s, ours %t", tt.err, got, isLocal(tt.err))
 		}
 	}
 }

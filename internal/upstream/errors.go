@@ -18,7 +18,7 @@ type Cause uint8
 const (
 	CauseTimeout     Cause = iota // every attempt was silent to the end of its time
 	CauseUnreachable              // refused, reset or no way there
-	CauseBadReply                 // what came was not an answer to the question
+	CauseBadReply                 // the reply was not an answer to the question
 	CauseAllDown                  // all servers are down and the block fails fast
 	CauseOverloaded               // too many questions in flight
 	CauseInvalid                  // the query cannot be sent
@@ -48,11 +48,11 @@ var (
 	ErrClosed = errors.New("the forwarder is closed")
 )
 
-// Error is a question without an answer. It is shared by all clients of a flight: read only.
+// Error describes a query without an answer. All clients of a flight share it: it is read-only.
 type Error struct {
 	Cause   Cause
 	Elapsed time.Duration
-	Err     error // the sentinel or the context's error; nil where Attempts tell it
+	Err     error // the sentinel or the context's error; nil if Attempts tell the cause
 	Report
 }
 
@@ -75,7 +75,7 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Unwrap gives the sentinel or the context's error.
+// Unwrap returns the sentinel or the context's error.
 func (e *Error) Unwrap() error { return e.Err }
 
 // ExtendedError is the Extended DNS Error for the client (RFC 8914, section 4): the code and a text
@@ -114,7 +114,7 @@ func (e *Error) ExtendedError() (code uint16, text string) {
 	return code, b.String()
 }
 
-// causeOf sums up attempts: silence outweighs what failed fast, since it took the time.
+// causeOf summarizes attempts: silence outweighs fast failures, since it took the time.
 func causeOf(attempts []Attempt) Cause {
 	cause := CauseTimeout
 	for _, a := range attempts {

@@ -13,34 +13,34 @@ import (
 )
 
 const (
-	// extrasMost is how many attempts a flight may make that the protocol asks for: TCP after TC, no
-	// EDNS after FORMERR, fresh connections after another answer spoilt one.
-	extrasMost = 6
-	// repeatsMost is how many attempts a flight may make after a server closed a connection on which it
-	// had answered others. Some close after each answer, or after a few, so that of many questions that
-	// are asked at once the last ones see that often.
-	repeatsMost = 100
-	// giveUpFactor: an attempt is given up after so many times the time after which it is late,
-	// within giveUpFloor and giveUpCeiling, and twice that for each further attempt.
+	// maxExtras is how many attempts a flight may make because the protocol requires them: TCP after TC, no EDNS
+	// after FORMERR, a new connection after another answer broke the old one.
+	maxExtras = 6
+	// maxRepeats is how many attempts a flight may make after a server closed a connection on which it had answered
+	// others. Some servers close after each answer or after a few, so that the last of many simultaneous queries meet
+	// this often.
+	maxRepeats = 100
+	// giveUpFactor is the multiple of the late time after which an attempt is given up, bounded by giveUpFloor and
+	// giveUpCeiling, and doubled for each further attempt.
 	giveUpFactor  = 4
 	giveUpFloor   = 300 * time.Millisecond
 	giveUpCeiling = time.Second
-	// recheck is how long a flight waits that may not send another attempt now.
+	// recheck is how long a flight waits if it may not send another attempt now.
 	recheck = 50 * time.Millisecond
 )
 
-// flight is one question on its way, with all its attempts. One goroutine runs it: the client's that
-// came first, or one of its own after that client has left.
+// flight is one question in progress, with all its attempts. One goroutine runs it: that of the first client, or one
+// of its own after that client has left.
 //
-// A flight whose first attempt answered, for one client, is used again for another question. What it
-// keeps is in baggage.
+// A flight whose first attempt answered, and that had one client, is reused for another question. flightBuffers is
+// what it keeps.
 type flight struct {
-	baggage
-	voyage
+	flightBuffers
+	flightState
 }
 
-// voyage is what concerns one question.
-type voyage struct {
+// flightState is the part of a flight that belongs to one question.
+type flightState struct {
 	group  *Group
 	listed bool // others may join
 	hash   uint64
@@ -48,10 +48,10 @@ type voyage struct {
 
 	start    time.Time
 	deadline time.Time
-	closes   time.Time // nobody joins from then on
+	closes   time.Time // no client joins after this
 
 	alone    bool  // the goroutine waits for nothing but the attempts
-	carried  *call // the first attempt, where the flight's goroutine is to carry it itself
+	carried  *call // the first attempt, if the flight's goroutine carries it itself
 	calls    []*call
 	order    []*path
 	allDown  bool
@@ -64,22 +64,22 @@ type voyage struct {
 	looked   bool      // the latest attempt was found late
 	timed    bool      // the timer was set
 
-	plain     *server // is asked without EDNS, to find out whether that is what it does not understand
-	truncated *call   // a UDP answer that is used if TCP brings none
-	failover  *call   // an answer that is used if nobody has a better one
+	plain     *server // asked without EDNS, to find out whether EDNS is what it does not understand
+	truncated *call   // a UDP answer to use if TCP brings none
+	failover  *call   // an answer to use if no server has a better one
 	failovers int
 	fallback  *dns.Msg // of failover
 
 	// Guarded by the group's lock.
 	followers int
-	done      chan struct{} // closed at the end; nil while nobody follows
+	done      chan struct{} // closed at the end; nil while there are no followers
 
 	// The end, written before done is closed.
 	answer *call
 	msg    *dns.Msg // of the answer, for the leader
 	err    *Error
 	report Report
-	// private is true where nobody but the leader knows the flight any more.
+	// private is true once only the leader refers to the flight.
 	private bool
 
 	callRoom [2]*call
@@ -87,8 +87,7 @@ type voyage struct {
 	first    call
 }
 
-// begin makes the first attempt, or leaves it to run, which is then called with nothing to wait for
-// but this attempt.
+// begin makes the first attempt, or leaves it to run, which then has only this attempt to wait for.
 func (f *flight) begin(alone bool) {
 	now := f.start
 	f.alone = alone
@@ -104,8 +103,7 @@ func (f *flight) begin(alone bool) {
 	f.send(f.order[0], now, nil)
 }
 
-// run goes on until the flight has ended. It is false where ctx ended first; then it can be called
-// again.
+// run runs the flight to its end. It returns false if ctx ended first; it can then be called again.
 func (f *flight) run(ctx context.Context) bool {
 	canceled := ctx.Done()
 	now := f.start // or soon after: the timer may be that much late
@@ -150,7 +148,7 @@ func (f *flight) run(ctx context.Context) bool {
 	return true
 }
 
-// send makes an attempt on p. after, where set, is the call whose connection proved stale.
+// send makes an attempt on p. after, if set, is the call whose connection turned out to be stale.
 func (f *flight) send(p *path, now time.Time, after *call) {
 	c := &f.first
 	first := len(f.calls) == 0
@@ -183,7 +181,7 @@ func (f *flight) send(p *path, now time.Time, after *call) {
 	p.submit(c)
 }
 
-// look decides what to do about attempts that have not answered yet.
+// look decides what to do about attempts that have not been answered yet.
 func (f *flight) look(now time.Time) {
 	if !now.Before(f.deadline) {
 		f.exhausted(now)
@@ -206,12 +204,11 @@ func (f *flight) look(now time.Time) {
 	p := f.choose()
 	givenUp := !now.Before(f.givesUp)
 	may := false
-	if standing(p.standing.Load()) == healthy {
-		// To leave a server that is in doubt for one that is not costs nothing: it takes over
-		// traffic, it does not get more. Nor does what was not heard of since get any. But a server that
-		// answers others, or always took that long, is only slow, and would get twice the load when it
-		// can bear that least.
-		leaving := p != last && standing(last.standing.Load()) != healthy
+	if healthState(p.state.Load()) == healthy {
+		// Leaving a server in doubt for a healthy one costs nothing: the healthy one takes over traffic, the total
+		// does not grow. A server that has been silent gets no more load either. But a server that answers others, or
+		// has always been this slow, would get twice the load when it can bear it least.
+		leaving := p != last && healthState(last.state.Load()) != healthy
 		may = leaving || givenUp && (latest.overdue(now) && last.pool.silentTo(latest) || f.group.retries.spend())
 	}
 	if may || (!f.looked || givenUp) && f.group.hedges.spend() {
@@ -221,13 +218,13 @@ func (f *flight) look(now time.Time) {
 	}
 	f.looked = true
 	f.next = now.Add(recheck)
-	if now.Before(f.givesUp) && standing(last.standing.Load()) == healthy {
+	if now.Before(f.givesUp) && healthState(last.state.Load()) == healthy {
 		f.next = f.givesUp
 	}
 }
 
-// choose returns the path for the next attempt: a healthy one that is not waited for, else any such,
-// else the next in order.
+// choose returns the path for the next attempt: a healthy one without a pending attempt, else any without one, else
+// the next in order.
 func (f *flight) choose() *path {
 	var other *path
 	for i := range f.order {
@@ -235,10 +232,10 @@ func (f *flight) choose() *path {
 		if f.waitsFor(p) {
 			continue
 		}
-		if standing(p.standing.Load()) == healthy {
+		if healthState(p.state.Load()) == healthy {
 			return p
 		}
-		if other == nil || p.standing.Load() < other.standing.Load() {
+		if other == nil || p.state.Load() < other.state.Load() {
 			other = p
 		}
 	}
@@ -252,7 +249,7 @@ func (f *flight) waitsFor(p *path) bool {
 	return slices.ContainsFunc(f.calls, func(c *call) bool { return !c.handled && c.path.server == p.server })
 }
 
-// handle takes the end of an attempt.
+// handle processes the end of an attempt.
 func (f *flight) handle(c *call) {
 	c.handled = true
 	f.pending--
@@ -296,7 +293,7 @@ func (f *flight) askByStream(c *call) {
 		}
 	}
 	f.truncated = c
-	if f.extras >= extrasMost {
+	if f.extras >= maxExtras {
 		f.exhausted(c.end)
 		return
 	}
@@ -306,7 +303,7 @@ func (f *flight) askByStream(c *call) {
 
 // withoutEDNS asks again where the server did not understand our OPT record (RFC 6891, section 7).
 func (f *flight) withoutEDNS(c *call, msg *dns.Msg) bool {
-	if !f.q.shareable || len(c.wire) == f.q.end || f.extras >= extrasMost {
+	if !f.q.shareable || len(c.wire) == f.q.end || f.extras >= maxExtras {
 		return false
 	}
 	switch msg.Rcode {
@@ -324,8 +321,8 @@ func (f *flight) withoutEDNS(c *call, msg *dns.Msg) bool {
 	return true
 }
 
-// learnEDNS takes note of a server that answers without EDNS what it did not with it. One that refuses the question
-// either way says nothing about EDNS.
+// learnEDNS records that a server answers without EDNS what it did not answer with it. A server that refuses the
+// question both ways tells nothing about EDNS.
 func (f *flight) learnEDNS(c *call, rcode int) {
 	switch rcode {
 	case dns.RcodeFormatError, dns.RcodeNotImplemented, dns.RcodeBadVers:
@@ -370,13 +367,13 @@ func (f *flight) afterFailure(c *call) {
 	}
 }
 
-// again reports whether c, whose connection proved stale, is made again, and counts it.
+// again reports whether c, whose connection turned out to be stale, should be repeated, and counts it.
 func (f *flight) again(c *call) bool {
-	if !errors.Is(c.err, errBystander) && f.repeats < repeatsMost {
+	if !errors.Is(c.err, errBystander) && f.repeats < maxRepeats {
 		f.repeats++
 		return true
 	}
-	if f.extras < extrasMost {
+	if f.extras < maxExtras {
 		f.extras++
 		return true
 	}
@@ -391,7 +388,7 @@ func (f *flight) exhausted(now time.Time) {
 	}
 	if f.truncated != nil {
 		msg := new(dns.Msg)
-		// What was cut off may leave half a record: what came before it counts, and TC is set.
+		// A cut message may end within a record: the records before it count, and TC is set.
 		if err := msg.Unpack(f.truncated.reply); err == nil || len(msg.Question) > 0 {
 			msg.Truncated = true
 			f.succeed(f.truncated, msg)
@@ -420,7 +417,7 @@ func (f *flight) fail(now time.Time, err *Error) {
 	f.end(nil, err)
 }
 
-// end publishes the result. Whoever follows finds it complete.
+// end publishes the result. Followers then find it complete.
 func (f *flight) end(c *call, err *Error) {
 	f.answer, f.err = c, err
 	abandonAll(f.calls, f.results)

@@ -10,9 +10,9 @@ import (
 var errBadFrame = errors.New("the upstream sent something that is not a DNS message")
 
 const (
-	// frameBuffer is what a connection reads into: some dozens of answers at once.
+	// frameBuffer is the size of a connection's read buffer: room for several dozen answers.
 	frameBuffer = 4096
-	// frameKeep is up to what size a buffer that had to grow is kept for the next answers.
+	// frameKeep is the largest size up to which a grown buffer is kept.
 	frameKeep = 16 << 10
 	// frameMost is the longest message with its length (RFC 1035, section 4.2.2).
 	frameMost = 2 + 1<<16 - 1
@@ -22,7 +22,7 @@ const (
 // was announced, and ends with the longest message.
 type frames struct {
 	buffer []byte
-	start  int // of what is not consumed
+	start  int // of the unread part
 	end    int
 }
 
@@ -50,8 +50,7 @@ func (f *frames) space() []byte {
 // filled says that n octets were read into space.
 func (f *frames) filled(n int) { f.end += n }
 
-// next returns the next complete message, nil where there is none yet. It is valid until space is
-// called.
+// next returns the next complete message; nil if there is none yet. It is valid until the next call of space.
 func (f *frames) next() ([]byte, error) {
 	rest := f.buffer[f.start:f.end]
 	if len(rest) < 2 {
@@ -62,8 +61,8 @@ func (f *frames) next() ([]byte, error) {
 		return nil, fmt.Errorf("%w: a length of %d octets", errBadFrame, n)
 	}
 	if len(rest) > 4 && rest[4]&bitQR == 0 {
-		// Said before the message is complete: text, say of an HTTP server, announces more than
-		// ever comes, and never has this bit.
+		// Checked before the message is complete: text, for example of an HTTP server, announces a length that never
+		// arrives, and never has this bit.
 		return nil, fmt.Errorf("%w: it is not a response", errBadFrame)
 	}
 	if len(rest) < 2+n {

@@ -23,8 +23,8 @@ type Group struct {
 	registry *Registry
 	config   GroupConfig // with defaults
 	servers  []*server
-	hedges   *allowance    // for what is late
-	retries  *allowance    // for what was given up on a path that answers others
+	hedges   *allowance    // for attempts that are late
+	retries  *allowance    // for attempts that were given up on a path that answers others
 	turn     atomic.Uint32 // of RoundRobin
 
 	waiting atomic.Int64 // questions in Exchange
@@ -49,19 +49,18 @@ func newGroup(r *Registry, c GroupConfig) *Group {
 	}
 }
 
-// Exchange is ExchangeInto with an Answer of its own.
+// Exchange is ExchangeInto with a new Answer.
 func (g *Group) Exchange(ctx context.Context, query Query) (a Answer, err error) {
 	err = g.ExchangeInto(ctx, query, &a)
 	return a, err
 }
 
-// ExchangeInto asks the group's servers and returns when there is an answer, the budget is used up or
-// ctx ends. The error is an *Error, and answer is not changed then. Answers are large, and the stacks of
-// those who wait small: so one is not handed from frame to frame.
+// ExchangeInto asks the group's servers and returns when there is an answer, the budget is used up or ctx ends. The
+// error is an *Error, and answer is unchanged then. An Answer is large and the stacks of waiting goroutines are
+// small, so it is not passed by value.
 //
-// Questions that are equal share a flight, but for one that has used half of its budget: who comes
-// then would not have a fair chance. A client that leaves takes the flight with it only when nobody
-// else waits.
+// Equal queries share a flight, unless the flight has used half of its budget: a new client would then not have a
+// fair chance. A client that leaves ends the flight only if no other client waits for it.
 func (g *Group) ExchangeInto(ctx context.Context, query Query, answer *Answer) error {
 	start := time.Now()
 	f := g.newFlight(query.Proto, start)
@@ -95,8 +94,7 @@ func (g *Group) ExchangeInto(ctx context.Context, query Query, answer *Answer) e
 	return g.lead(ctx, f, query, answer)
 }
 
-// enlist makes f known to those who come later, or returns the flight that it is to follow. It runs
-// with g.mu held.
+// enlist registers f for later clients, or returns the flight to follow. g.mu is held.
 func (g *Group) enlist(f *flight) *flight {
 	if !f.q.shareable {
 		return nil
@@ -120,7 +118,7 @@ func (g *Group) enlist(f *flight) *flight {
 	return nil
 }
 
-// lead makes the exchange for everybody who asks the same.
+// lead performs the exchange and shares the answer with coalesced queries.
 func (g *Group) lead(ctx context.Context, f *flight, query Query, answer *Answer) error {
 	f.begin(ctx.Done() == nil)
 	if f.run(ctx) {
@@ -150,7 +148,7 @@ func (g *Group) lead(ctx context.Context, f *flight, query Query, answer *Answer
 // follow waits for the flight that another client leads.
 func (g *Group) follow(ctx context.Context, f *flight, query Query, answer *Answer) error {
 	start := time.Now()
-	// Of a leader that panics, which CoreDNS recovers from, nobody hears any more.
+	// A leader that panics (CoreDNS recovers from it) never reports a result.
 	patience := time.NewTimer(g.config.Budget + recheck)
 	defer patience.Stop()
 	cause, err := CauseTimeout, error(nil)
@@ -167,7 +165,7 @@ func (g *Group) follow(ctx context.Context, f *flight, query Query, answer *Answ
 	return &Error{Cause: cause, Err: err, Elapsed: time.Since(start), Report: Report{Shared: true}}
 }
 
-// forget makes f unknown to those who come later. It runs with g.mu held.
+// forget removes f, so that no later client joins it. g.mu is held.
 func (g *Group) forget(f *flight) {
 	if f.listed {
 		f.listed = false
@@ -189,7 +187,7 @@ func (g *Group) admit() error {
 	return nil
 }
 
-// dismiss takes back what admit has counted.
+// dismiss reverts the count of admit.
 func (g *Group) dismiss() {
 	g.waiting.Add(-1)
 	g.registry.queries.Add(-1)
@@ -229,8 +227,8 @@ func (g *Group) letGo() {
 	g.registry.release(g.servers)
 }
 
-// order lists the paths for a question of a client that uses proto, best first: by standing, then by
-// policy; among those in trouble by hope, which is who answered last.
+// order returns the paths for a query that arrived over proto, best first: by health, then by policy; among unhealthy
+// ones the path with the latest answer first.
 func (g *Group) order(paths []*path, proto observe.Proto, now time.Time) (list []*path, allDown bool) {
 	n := len(g.servers)
 	first := 0
@@ -251,8 +249,8 @@ func (g *Group) order(paths []*path, proto observe.Proto, now time.Time) (list [
 	}
 	if n > 1 && troubled {
 		slices.SortStableFunc(paths, func(a, b *path) int {
-			sa, sb := a.standing.Load(), b.standing.Load()
-			if sa != sb || standing(sa) == healthy {
+			sa, sb := a.state.Load(), b.state.Load()
+			if sa != sb || healthState(sa) == healthy {
 				return cmp.Compare(sa, sb)
 			}
 			return cmp.Compare(b.lastAnswer.Load(), a.lastAnswer.Load())
@@ -280,7 +278,7 @@ type ServerStatus struct {
 	Upstream    string
 	Proto       observe.Proto
 	Standing    string        // healthy, doubtful or down
-	Smoothed    time.Duration // round-trip time; 0: none known
+	Smoothed    time.Duration // round-trip time; 0: unknown
 	Late        time.Duration // after which an attempt counts as late
 	LastAnswer  time.Time     // zero: never
 	Connections int           // or sockets
@@ -293,7 +291,7 @@ func (g *Group) Status() []ServerStatus {
 	for _, s := range g.servers {
 		for _, p := range s.paths() {
 			status := ServerStatus{
-				Upstream: s.name, Proto: p.proto, Standing: standing(p.standing.Load()).String(),
+				Upstream: s.name, Proto: p.proto, Standing: healthState(p.state.Load()).String(),
 				Smoothed: p.rtt.smoothed(), Late: p.rtt.late(),
 			}
 			if at := p.lastAnswer.Load(); at != 0 {

@@ -8,14 +8,13 @@ import (
 )
 
 const (
-	// probeLeast and probeMost bound how long a probe waits; between them it is the interval. A server
-	// that takes longer than an interval has to be found well, too, so that the next probe may be sent
-	// while one waits.
+	// probeLeast and probeMost bound the wait for a probe; between them it is the interval. A server that takes
+	// longer than an interval must be detected as healthy too, so the next probe may be sent while one waits.
 	probeLeast = time.Second
 	probeMost  = 2 * time.Second
-	// probesMost is how many probes of a path may wait at once.
-	probesMost = 4
-	// probeInterest is for how long a path is probed after somebody last wanted it.
+	// maxProbes is how many probes of a path may wait at once.
+	maxProbes = 4
+	// probeInterest is how long a path is probed after it was last needed.
 	probeInterest = time.Minute
 )
 
@@ -27,7 +26,7 @@ func (h Health) validDomain() bool {
 	return ok
 }
 
-// question is what a probe asks. Any answer will do, whatever its RCODE.
+// question returns the question of a probe. Any answer will do, whatever its RCODE.
 func (h Health) question() (*question, error) {
 	m := new(dns.Msg)
 	m.SetQuestion(dns.Fqdn(h.Domain), dns.TypeNS)
@@ -35,9 +34,9 @@ func (h Health) question() (*question, error) {
 	return newQuestion(m)
 }
 
-// startProbing runs with p.mu held. There is one prober a path at most, and only while it is in doubt.
+// startProbing starts the prober of a path, at most one, and only while the path is in doubt. p.mu is held.
 func (p *path) startProbing() {
-	if p.probing || standing(p.standing.Load()) == healthy {
+	if p.probing || healthState(p.state.Load()) == healthy {
 		return
 	}
 	p.probing = p.server.run(p.probeUntilHealthy)
@@ -51,7 +50,7 @@ func (p *path) probeUntilHealthy() {
 		p.probing = false
 	}()
 	interval := p.server.config.Health.Interval
-	results := make(chan *call, probesMost)
+	results := make(chan *call, maxProbes)
 	var waiting []*call
 	defer func() { abandonAll(waiting, results) }()
 	timer := time.NewTimer(0)
@@ -63,18 +62,18 @@ func (p *path) probeUntilHealthy() {
 		case c := <-results:
 			waiting = slices.DeleteFunc(waiting, func(o *call) bool { return o == c })
 			c.report()
-			if standing(p.standing.Load()) == healthy {
+			if healthState(p.state.Load()) == healthy {
 				return
 			}
 			continue
 		case <-timer.C:
 		}
 		now := time.Now()
-		if standing(p.standing.Load()) == healthy || sinceStart(now)-p.lastWanted.Load() > int64(probeInterest) {
+		if healthState(p.state.Load()) == healthy || sinceStart(now)-p.lastWanted.Load() > int64(probeInterest) {
 			return
 		}
 		timer.Reset(interval)
-		if len(waiting) < probesMost {
+		if len(waiting) < maxProbes {
 			c := p.newProbe(results, now, min(max(interval, probeLeast), probeMost))
 			waiting = append(waiting, c)
 			p.submit(c)
@@ -82,7 +81,7 @@ func (p *path) probeUntilHealthy() {
 	}
 }
 
-// newProbe returns a call that is to be submitted. The pool sees to its end in time.
+// newProbe returns a call to be submitted. The pool ends it in time.
 func (p *path) newProbe(results chan *call, now time.Time, timeout time.Duration) *call {
 	q := p.server.probe
 	c := &call{

@@ -5,10 +5,10 @@ import (
 	"sync/atomic"
 )
 
-// nameTable remembers names that answers have again and again: zones, their servers' and mailboxes', targets of
-// aliases. Who caches many answers then keeps each of these names once, and the garbage collector has less to look
-// at. A name that falls into the place of another takes it, so that memory is bounded. It is safe for
-// concurrent use; the zero value is empty.
+// nameTable deduplicates names that occur in many answers: zones, name servers, mailboxes, targets of aliases. A
+// cache of many answers then holds each of these names once, and the garbage collector has less to scan. A name that
+// hashes to the slot of another replaces it, so that memory is bounded. It is safe for concurrent use; the zero value
+// is empty.
 type nameTable [512]atomic.Pointer[string]
 
 var (

@@ -8,25 +8,25 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// standing is how far a path is trusted. Less is better.
-type standing uint8
+// healthState is how far a path is trusted. Lower is better.
+type healthState uint8
 
 const (
-	healthy standing = iota
+	healthy healthState = iota
 	doubtful
 	down
 )
 
-// String names the standing for the API.
-func (s standing) String() string { return [...]string{"healthy", "doubtful", "down"}[s] }
+// String returns the name of the state in the API.
+func (s healthState) String() string { return [...]string{"healthy", "doubtful", "down"}[s] }
 
 // pool carries the calls of a path.
 type pool interface {
-	// submit takes c over: it ends c by finish, possibly before it returns.
+	// submit takes over c: it ends c with finish, possibly before it returns.
 	submit(c *call)
 	// close ends all calls and sockets.
 	close()
-	// load is how many sockets are open and how many calls wait.
+	// load returns the numbers of open sockets and waiting calls.
 	load() (sockets, waiting int)
 	// connections lists the sockets that are open.
 	connections() []observe.Connection
@@ -34,20 +34,20 @@ type pool interface {
 	silentTo(c *call) bool
 }
 
-// path is one server over one transport, with its own sockets, estimate and health: UDP may be blocked
-// where TCP passes, and the other way round.
+// path is one server over one transport, with its own sockets, estimate and health: UDP may be blocked while TCP
+// passes, and vice versa.
 type path struct {
 	server *server
 	proto  observe.Proto
 	sink   observe.Sink
 	pool   pool
-	// datagrams is the pool where it is one of sockets.
+	// datagrams is the pool if it is a UDP one.
 	datagrams *datagramPool
 	rtt       estimate
 
 	lastAnswer atomic.Int64 // as sinceStart has it; 0: never
 	lastWanted atomic.Int64
-	standing   atomic.Uint32
+	state      atomic.Uint32
 
 	mu      sync.Mutex
 	fails   int // in a row
@@ -60,27 +60,26 @@ func (p *path) submit(c *call) {
 	p.pool.submit(c)
 }
 
-// carry makes the attempt in the calling goroutine, over UDP, and returns when it has ended or at until.
-// Then the attempt goes on without the goroutine.
+// carry makes the attempt over UDP in the calling goroutine, and returns when it has ended or at until; the attempt
+// then continues without the goroutine.
 func (p *path) carry(c *call, until time.Time) {
 	p.sink.Begin()
 	p.datagrams.carry(c, until)
 }
 
-// answered takes note of any acceptable answer, the one to a probe included.
+// answered records an acceptable answer, also one to a probe.
 func (p *path) answered(now time.Time) {
 	p.lastAnswer.Store(sinceStart(now))
-	if standing(p.standing.Load()) == healthy {
+	if healthState(p.state.Load()) == healthy {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.fails = 0
-	p.standing.Store(uint32(healthy))
+	p.state.Store(uint32(healthy))
 }
 
-// failed takes note of a failure of the server. One failed connection is one failure, however many
-// calls it carried.
+// failed records a failure of the server. One failed connection is one failure, however many calls it carried.
 func (p *path) failed(now time.Time) {
 	limit := p.server.config.Health.MaxFails
 	if limit == 0 {
@@ -107,9 +106,9 @@ func (p *path) suspect(now time.Time) {
 }
 
 // lower runs with p.mu held.
-func (p *path) lower(to standing, now time.Time) {
-	if uint32(to) > p.standing.Load() {
-		p.standing.Store(uint32(to))
+func (p *path) lower(to healthState, now time.Time) {
+	if uint32(to) > p.state.Load() {
+		p.state.Store(uint32(to))
 	}
 	p.lastWanted.Store(sinceStart(now))
 	p.startProbing()
@@ -118,9 +117,9 @@ func (p *path) lower(to standing, now time.Time) {
 // silentSince reports whether nothing at all was heard from the path since at.
 func (p *path) silentSince(at time.Time) bool { return p.lastAnswer.Load() < sinceStart(at) }
 
-// trust returns the standing, and takes note that somebody cares.
-func (p *path) trust(now time.Time) standing {
-	s := standing(p.standing.Load())
+// trust returns the health state, and records that the path is needed.
+func (p *path) trust(now time.Time) healthState {
+	s := healthState(p.state.Load())
 	if s != healthy {
 		p.lastWanted.Store(sinceStart(now))
 		p.mu.Lock()
@@ -130,7 +129,7 @@ func (p *path) trust(now time.Time) standing {
 	return s
 }
 
-// inherit takes over what the path knew before its settings changed.
+// inherit takes over the state of the same path from before its settings changed.
 func (p *path) inherit(other *path) {
 	p.rtt.inherit(&other.rtt)
 	p.lastAnswer.Store(other.lastAnswer.Load())
@@ -139,6 +138,6 @@ func (p *path) inherit(other *path) {
 	other.mu.Unlock()
 	if limit := p.server.config.Health.MaxFails; limit > 0 {
 		p.fails = fails
-		p.standing.Store(other.standing.Load())
+		p.state.Store(other.state.Load())
 	}
 }

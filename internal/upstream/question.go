@@ -11,7 +11,7 @@ import (
 
 const (
 	headerLen = 12
-	// ednsSize is the UDP payload that we offer: what passes without fragments on any sane path
+	// ednsSize is the UDP payload size that is offered to upstreams: it passes without fragmentation on any sane path
 	// (DNS flag day 2020).
 	ednsSize = 1232
 
@@ -23,20 +23,20 @@ const (
 // lasts: calls on several paths read it at the same time.
 type question struct {
 	wire []byte
-	// end is where the question section ends.
+	// end is the offset behind the question section.
 	end int
-	// asked is what is in it, where it is shareable.
+	// asked is the question, if it is shareable.
 	asked dns.Question
-	// shareable is false for a message that is passed on as it came: another opcode than QUERY, a
-	// signature, records where a question has none.
+	// shareable is false for a message that is forwarded unchanged: another opcode than QUERY, a signature, records
+	// in unusual sections.
 	shareable bool
-	// bare is true where the query has no OPT record, so that its client gets none.
+	// bare is true if the query has no OPT record, so that its client gets none.
 	bare bool
 }
 
-// newQuestion packs what m asks. EDNS is between neighbours (RFC 6891, section 6.1.1), so the OPT
-// record is ours: always there, so that clients with and without one share an exchange; with the
-// client's DO bit and options, less those that concern the client's own connection to us.
+// newQuestion packs the question of m. EDNS is hop-by-hop (RFC 6891, section 6.1.1), so the OPT record is this
+// server's own: always present, so that clients with and without one share an exchange; with the client's DO bit and
+// options, except those about the client's own connection.
 func newQuestion(m *dns.Msg) (*question, error) {
 	q := new(question)
 	if err := q.pack(m); err != nil {
@@ -45,7 +45,7 @@ func newQuestion(m *dns.Msg) (*question, error) {
 	return q, nil
 }
 
-// pack makes q the question of m. It uses the room of what q was before.
+// pack makes q the question of m. It reuses the memory of q.
 func (q *question) pack(m *dns.Msg) error {
 	if m == nil || len(m.Question) == 0 {
 		return fmt.Errorf("%w: it has no question", ErrInvalidQuery)
@@ -87,15 +87,15 @@ func (q *question) pack(m *dns.Msg) error {
 	return nil
 }
 
-// appendName appends a name in wire format. Names without escapes, which is nearly all, are written
-// here; whatever else there is, faults included, is left to the library.
+// appendName appends a name in wire format. Names without escapes, nearly all, are written here; the library handles
+// the rest, malformed names included.
 func appendName(dst []byte, name string) ([]byte, error) {
 	const most = 255 // octets of a name (RFC 1035, section 3.1)
 	if name == "." {
 		return append(dst, 0), nil
 	}
 	start := len(dst)
-	length := start // where the present label's length is to go
+	length := start // where the length of the current label goes
 	dst = append(dst, 0)
 	for i := range len(name) {
 		switch b := name[i]; b {
@@ -164,7 +164,7 @@ func (q *question) verbatim(m *dns.Msg) error {
 	return nil
 }
 
-// appendOPT appends our OPT record with what the client's, if any, has to say to the upstream.
+// appendOPT appends this server's OPT record, with what the client's OPT record, if any, tells the upstream.
 func appendOPT(wire []byte, client *dns.OPT) ([]byte, error) {
 	do := false
 	if client != nil {
@@ -214,7 +214,7 @@ func (q *question) key(dst []byte) []byte {
 	return append(dst, q.wire[q.end-4:]...)
 }
 
-// withoutEDNS is the question for a server that takes no OPT record.
+// withoutEDNS returns the question for a server that takes no OPT record.
 func (q *question) withoutEDNS() []byte {
 	if !q.shareable {
 		return q.wire
@@ -224,7 +224,7 @@ func (q *question) withoutEDNS() []byte {
 	return plain
 }
 
-// verdict is what a message is to somebody who waits for an answer.
+// verdict says what a received message means for the waiting call.
 type verdict uint8
 
 const (
@@ -234,8 +234,8 @@ const (
 	wrongQuestion
 )
 
-// judge says whether msg, as it came from the network, is an answer to q. The ID is the business of who
-// gave it. It reads no further than the question section.
+// judge reports whether msg, as received, is an answer to q. Checking the ID is left to its owner. It reads no
+// further than the question section.
 func (q *question) judge(msg []byte) verdict {
 	if len(msg) < headerLen || msg[2]&bitQR == 0 {
 		return malformed

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sockets that do not block are written and read without telling Go's scheduler. Told of a system call that takes
-// 20 µs, which one on a busy core does, it hands the processor to another thread; and while that happens,
-// its monitor wakes up every 20 µs to look whether it has to. That was a tenth of the CPU of a miss.
+// Non-blocking sockets are written and read without informing Go's scheduler. If informed of a system call that takes
+// 20 µs, as on a busy core, the scheduler hands the processor to another thread, and its monitor wakes every 20 µs
+// meanwhile. That was a tenth of the CPU time of a miss.
 
 // rawWrite is write(2).
 func rawWrite(fd uintptr, b []byte) (int, unix.Errno) { return rawCall(unix.SYS_WRITE, fd, b) }
@@ -32,8 +32,8 @@ func rawCall(call, fd uintptr, b []byte) (int, unix.Errno) {
 	}
 }
 
-// rawReader reads a stream. It is in the hands of the poller no longer than for the system call and the
-// wait: who closes the connection waits for that.
+// rawReader reads a stream. It holds the poller's reference only during the system call and the wait: closing the
+// connection waits for that.
 type rawReader struct {
 	raw  syscall.RawConn
 	step func(fd uintptr) bool // once, bound once
@@ -59,7 +59,7 @@ func (r *rawReader) Read(b []byte) (int, error) {
 	return r.n, r.err
 }
 
-// once is one system call, and false where there is nothing to read yet.
+// once makes one system call; it returns false if there is nothing to read yet.
 func (r *rawReader) once(fd uintptr) bool {
 	n, errno := rawRead(fd, r.into)
 	switch {

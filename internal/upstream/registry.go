@@ -11,16 +11,15 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// DefaultQueries is Limits.Queries where nothing else is said.
+// DefaultQueries is the default of Limits.Queries.
 const DefaultQueries = 8192
 
-// Limits bounds what all groups of a Registry use together, and each server of it.
+// Limits bounds what all groups of a Registry, and each of its servers, may use.
 type Limits struct {
-	// Queries is how many questions of clients may wait at once, those that share an exchange
-	// included. One costs about 4 KiB, stack and messages together. 0 stands for DefaultQueries.
+	// Queries is how many clients' queries may wait at once, coalesced ones included. One costs about 4 KiB, stack
+	// and messages together. 0 means DefaultQueries.
 	Queries int
-	// Sockets is how many UDP sockets one server may have; above it, attempts on it fail. 0 stands
-	// for 1024.
+	// Sockets is how many UDP sockets one server may have; beyond it, attempts fail. 0 means 1024.
 	Sockets int
 }
 
@@ -42,7 +41,7 @@ func NewRegistry(limits Limits, recorder observe.Recorder) *Registry {
 	return NewRegistryWithDialer(limits, recorder, NewDialer())
 }
 
-// NewRegistryWithDialer is NewRegistry for those who open sockets in a way of their own.
+// NewRegistryWithDialer is NewRegistry with another way to open sockets.
 func NewRegistryWithDialer(limits Limits, recorder observe.Recorder, dial Dialer) *Registry {
 	limits.Queries = cmp.Or(limits.Queries, DefaultQueries)
 	limits.Sockets = cmp.Or(limits.Sockets, 1024)
@@ -54,9 +53,9 @@ func NewRegistryWithDialer(limits Limits, recorder observe.Recorder, dial Dialer
 	}
 }
 
-// Open returns a Group for c. Servers that another group has open are shared, with their connections;
-// of an address that is known with other settings, estimates and health are taken over. So at a
-// reload, open the new group before closing the old one.
+// Open returns a Group for c. It shares servers that another group has open, with their connections; an address known
+// with other settings passes on its estimates and health. So at a reload, open the new group before closing the old
+// one.
 func (r *Registry) Open(c GroupConfig) (*Group, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -97,7 +96,7 @@ func (r *Registry) acquire(config ServerConfig) (*server, error) {
 	return s, nil
 }
 
-// release lets go of servers and closes those that nobody else has. It runs with r.mu held.
+// release drops references to servers and closes unused ones. r.mu is held.
 func (r *Registry) release(servers []*server) {
 	for _, s := range servers {
 		if s.refs--; s.refs == 0 {
@@ -109,10 +108,10 @@ func (r *Registry) release(servers []*server) {
 	}
 }
 
-// Wait returns when the servers that nobody has any more are closed and their goroutines have ended.
+// Wait returns when all unused servers are closed and their goroutines have ended.
 func (r *Registry) Wait() { r.closing.Wait() }
 
-// Validate says what is wrong with c, all of it at once.
+// Validate returns everything that is wrong with c, joined.
 func (c GroupConfig) Validate() error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }

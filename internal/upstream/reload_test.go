@@ -45,8 +45,8 @@ func TestReloadKeepsWhatIsWarm(t *testing.T) {
 		t.Fatal(err)
 	}
 	reloaded.Close()
-	if got := changed.servers[0].stream.rtt.smoothed(); got == 0 || changed.servers[0].stream.standing.Load() != uint32(doubtful) {
-		t.Errorf("the round trip is %s, the server %s", got, standing(changed.servers[0].stream.standing.Load()))
+	if got := changed.servers[0].stream.rtt.smoothed(); got == 0 || changed.servers[0].stream.state.Load() != uint32(doubtful) {
+		t.Errorf("the round trip is %s, the server %s", got, healthState(changed.servers[0].stream.state.Load()))
 	}
 	changed.Close()
 	g.registry.Wait()

@@ -6,20 +6,20 @@ import (
 )
 
 const (
-	// lateInitial is when an attempt on a path without any sample is late: a TLS handshake with a
-	// resolver 60 ms away fits.
+	// lateInitial is when an attempt is late on a path without samples: enough for a TLS handshake with a resolver 60
+	// ms away.
 	lateInitial = 250 * time.Millisecond
 	// lateFloor keeps scheduling and a busy kube-dns from looking like silence. A client does not
 	// notice 30 ms.
 	lateFloor = 30 * time.Millisecond
 	// lateCeiling leaves room for several further attempts in the budget, however slow the path is.
 	lateCeiling = 400 * time.Millisecond
-	// baseWindow is how long the least round trip is remembered, at least, and half of the most.
+	// baseWindow is the least time for which the minimum round trip is remembered, and half of the longest.
 	baseWindow = 10 * time.Second
 )
 
-// estimate is the round-trip time of a path, smoothed as in RFC 6298, section 2. Each attempt has its
-// own ID, so that no sample is ambiguous (Karn) and late answers count too.
+// estimate is the round-trip time of a path, smoothed as in RFC 6298, section 2. Each attempt has its own ID, so that
+// no sample is ambiguous (Karn) and late answers count too.
 type estimate struct {
 	mu     sync.Mutex
 	known  bool
@@ -48,10 +48,10 @@ func (e *estimate) sample(d time.Duration, now time.Time) {
 	e.least = min(e.least, d)
 }
 
-// late is after what time an attempt is worth another one.
+// late returns the time after which an attempt deserves another one.
 func (e *estimate) late() time.Duration { return min(e.usual(), lateCeiling) }
 
-// usual is within what time answers come, as far as is known: late without the bound that the budget sets.
+// usual returns the time within which answers normally arrive: late without the ceiling that the budget sets.
 func (e *estimate) usual() time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -61,15 +61,15 @@ func (e *estimate) usual() time.Duration {
 	return max(e.srtt+4*e.rttvar, lateFloor)
 }
 
-// smoothed is the smoothed round-trip time, 0 where none is known.
+// smoothed returns the smoothed round-trip time; 0 if unknown.
 func (e *estimate) smoothed() time.Duration {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.srtt
 }
 
-// base is the least round trip of the recent past: what an exchange takes that waits for no other.
-// The smoothed time will not do to find out about waiting, since it includes it.
+// base returns the minimum round trip of the recent past: the time of an exchange that waits for no other. The
+// smoothed time cannot serve to detect waiting, since it includes it.
 func (e *estimate) base() (d time.Duration, known bool) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -82,7 +82,7 @@ func (e *estimate) base() (d time.Duration, known bool) {
 	return e.least, true
 }
 
-// inherit takes over what another path knew.
+// inherit takes over the samples of another path.
 func (e *estimate) inherit(other *estimate) {
 	other.mu.Lock()
 	known, srtt, rttvar, least, end := other.known, other.srtt, other.rttvar, other.least, other.windowEnd

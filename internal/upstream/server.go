@@ -9,8 +9,8 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// ednsMemory is for how long a server that answered EDNS with FORMERR gets none. Long enough that the
-// second round trip does not matter, short enough that a server which was replaced is found out.
+// ednsMemory is how long a server that answered EDNS with FORMERR is asked without it. Long enough that the second
+// round trip does not matter, short enough to notice that the server was replaced.
 const ednsMemory = 5 * time.Minute
 
 // server is one upstream with its two paths. It belongs to a Registry and is shared by groups.
@@ -91,7 +91,7 @@ func (s *server) paths() []*path {
 	return []*path{s.datagram, s.stream}
 }
 
-// inherit takes over what was known of the same address under other settings.
+// inherit takes over what was learned about the same address under other settings.
 func (s *server) inherit(other *server) {
 	s.noEDNSUntil.Store(other.noEDNSUntil.Load())
 	s.stream.inherit(other.stream)

@@ -10,23 +10,21 @@ import (
 )
 
 const (
-	// lateBase and lateFactor say when the oldest question on a connection is late: CoreDNS serves
-	// a connection serially, so that a slow name holds up all behind it. Below 5 ms an extra
-	// connection costs more than the wait.
+	// lateBase and lateFactor define when the oldest query on a connection is late: CoreDNS serves a connection
+	// serially, so that a slow name delays all behind it. Below 5 ms another connection costs more than the wait.
 	lateBase   = 5 * time.Millisecond
 	lateFactor = 3
-	// lateUnknown stands for both while no round trip is known.
+	// lateUnknown replaces both while no round trip is known.
 	lateUnknown = 20 * time.Millisecond
-	// streamQueries is after how many questions a connection takes no more. A busy connection gets
-	// there in seconds, a usual one is given up for its age.
+	// streamQueries is the number of queries after which a connection takes no more. A busy connection reaches it in
+	// seconds; an ordinary one is retired by age.
 	streamQueries = 1 << 16
-	// burstMost is how many questions that come up at the same time go to one connection: they share
-	// a write, and their answers a read. A server that answers one after the other holds the last of
-	// them up by as many look-ups, which is why they are not more.
-	burstMost = 16
-	// crowd is from how many questions under way on a connection on it is worth a turn of the
-	// scheduler to let others add theirs before a write. Below, there are none to wait for.
-	crowd = 4
+	// maxBurst is how many simultaneous queries go to one connection: they share a write, and their answers a read.
+	// On a server that answers serially the last one waits for all look-ups before it, hence the limit.
+	maxBurst = 16
+	// yieldThreshold is the number of pending queries on a connection from which it pays to yield to the scheduler
+	// before a write, so that others can add theirs. With fewer there are none to wait for.
+	yieldThreshold = 4
 )
 
 // streamPool is the TCP or TLS side of a server: few connections with many calls on each (RFC 7766,
@@ -64,7 +62,7 @@ func (p *streamPool) submit(c *call) {
 	conn.add(c)
 	p.clock.wakeBy(c.expire)
 	if conn.raw == nil || conn.flushing {
-		// Nothing is open yet, or TLS, whose writes may block; or somebody else will write this too.
+		// Either nothing is open yet, or it is TLS, whose writes may block, or another goroutine will write this too.
 		first := !conn.flushing
 		conn.flushing = true
 		p.mu.Unlock()
@@ -74,7 +72,7 @@ func (p *streamPool) submit(c *call) {
 		return
 	}
 	conn.flushing = true
-	alone := conn.busy < crowd
+	alone := conn.busy < yieldThreshold
 	p.mu.Unlock()
 	if !alone {
 		// Let those run that are about to ask, too: their questions share the system call.
@@ -83,9 +81,8 @@ func (p *streamPool) submit(c *call) {
 	conn.flush()
 }
 
-// choose returns the connection for c: the one with the fewest questions among those that are not
-// late, else a late one whose answers are here, else a new one, and when there are enough of them the
-// one with the fewest questions. It runs with p.mu held.
+// choose returns the connection for c: the one with the fewest queries among those that are not late, else a late one
+// whose answers have arrived, else a new one, and at the limit the one with the fewest queries. p.mu is held.
 func (p *streamPool) choose(c *call) *streamConn {
 	limit := p.path.server.config.MaxConns
 	if c.probe {
@@ -122,7 +119,7 @@ func (p *streamPool) choose(c *call) *streamConn {
 			}
 			continue
 		}
-		switch joins := conn.unsent > 0 && conn.unsent < burstMost; {
+		switch joins := conn.unsent > 0 && conn.unsent < maxBurst; {
 		case joining && !joins:
 		case prompt == nil, joins && !joining, conn.busy < prompt.busy:
 			prompt, joining = conn, joins
@@ -131,13 +128,12 @@ func (p *streamPool) choose(c *call) *streamConn {
 	p.sweep()
 	// A server that closes a connection after few answers would make many that are asked again on one connection
 	// wait for their turn to be the next few.
-	apart := c.younger != nil && c.younger.answers < burstMost && open < limit
+	apart := c.younger != nil && c.younger.answers < maxBurst && open < limit
 	switch {
 	case prompt != nil && (!apart || prompt.busy == 0):
 		return prompt
 	case late != nil && late.unread():
-		// The answers are here, and it is this process that did not come to its turn: another connection would not
-		// be any faster.
+		// The answers have arrived, and this process was not scheduled: another connection would not be faster.
 		return late
 	case open < limit:
 		if conn := p.open(c.start); conn != nil {
@@ -153,8 +149,8 @@ func (p *streamPool) choose(c *call) *streamConn {
 	return last
 }
 
-// openForProbe starts a new connection even when there are enough: a probe asks whether the server can be reached now,
-// and they may all be stuck. One above the limit takes nothing but the probe. It runs with p.mu held.
+// openForProbe starts a new connection even at the limit: a probe asks whether the server can be reached now, and the
+// existing ones may all be stuck. A connection above the limit carries only the probe. p.mu is held.
 func (p *streamPool) openForProbe(now time.Time) *streamConn {
 	open := 0
 	for _, conn := range p.conns {
@@ -169,7 +165,7 @@ func (p *streamPool) openForProbe(now time.Time) *streamConn {
 	return conn
 }
 
-// lateAfter is the age of its oldest question that makes a connection late.
+// lateAfter is the age of its oldest query from which a connection is late.
 func (p *streamPool) lateAfter() time.Duration {
 	base, known := p.path.rtt.base()
 	if !known {
@@ -178,8 +174,7 @@ func (p *streamPool) lateAfter() time.Duration {
 	return max(lateBase, lateFactor*base)
 }
 
-// open starts a new connection, nil where there are too many that have not ended. It runs with p.mu
-// held.
+// open starts a new connection; it returns nil at the limit. p.mu is held.
 func (p *streamPool) open(now time.Time) *streamConn {
 	// Retired connections are on their way out, within the time of one call. Were they counted,
 	// they would keep new ones from taking their place.
@@ -202,7 +197,7 @@ func (p *streamPool) silentTo(c *call) bool {
 	return c.conn != nil && c.conn.heard.Before(c.start)
 }
 
-// sweep closes what is retired and carries nothing any more. It runs with p.mu held.
+// sweep closes connections that are retired and carry no call. p.mu is held.
 func (p *streamPool) sweep() {
 	for i := len(p.conns) - 1; i >= 0; i-- {
 		if conn := p.conns[i]; conn.retired && conn.busy == 0 {
@@ -232,7 +227,7 @@ func (p *streamPool) trim() {
 	}
 }
 
-// round ends calls whose time is over and connections that are stuck, old or idle for long.
+// round ends expired calls, and connections that are stuck, old or idle for too long.
 func (p *streamPool) round(now time.Time) {
 	var expired []*call
 	var broken []brokenConn

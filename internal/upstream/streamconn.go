@@ -19,17 +19,17 @@ import (
 )
 
 const (
-	// slotBits is how much of an ID is the slot of its call; the rest counts the slot's uses, so
-	// that an answer that comes twice is not taken for that of the next call.
+	// slotBits is how many bits of an ID are the slot of its call; the rest counts the uses of the slot, so that a
+	// duplicate answer is not taken for that of the next call.
 	slotBits = 7
 	slots    = 1 << slotBits
 	// dialTime is for TCP and TLS together. The kernel sends a lost SYN again after 1 s.
 	dialTime = 1200 * time.Millisecond
-	// partialTime is how long a message may take from its first octet to its last, and a write
-	// until the kernel has taken it. 64 KiB in a second is a modem's pace.
+	// partialTime is how long a message may take from its first octet to its last, and a write until the kernel has
+	// accepted it. 64 KiB in a second is the speed of a modem.
 	partialTime = time.Second
-	// outMost is how many octets may wait for the writer; ordinary questions never come near.
-	outMost = 256 << 10
+	// maxPending is how many octets may wait for the writer; ordinary queries never come near.
+	maxPending = 256 << 10
 )
 
 var (
@@ -41,10 +41,10 @@ var (
 	errNotWritten = errors.New("the query could not be written")
 )
 
-// streamConn is one connection. It has a goroutine that opens and then reads it, and one that writes
-// what nobody else may: into TLS, and what the kernel does not take at once. Else who asks writes, too;
-// what comes up meanwhile goes out together. All but conn and raw, once it is open, and what the reader
-// and the writer have for themselves, is guarded by the pool's lock.
+// streamConn is one connection. One goroutine opens and then reads it; another writes what callers may not: into TLS,
+// and what the kernel does not accept at once. Otherwise the caller itself writes, together with whatever was queued
+// meanwhile. Everything is guarded by the pool's lock, except conn and raw once it is open, and what the reader and
+// the writer keep for themselves.
 type streamConn struct {
 	pool     *streamPool
 	cancel   context.CancelFunc // of the opening
@@ -69,15 +69,15 @@ type streamConn struct {
 
 	heard     time.Time // when something was last read
 	idleSince time.Time
-	partial   time.Time // since when a message is incomplete; zero: none is
-	writing   time.Time // since when a write is under way; zero: none is
+	partial   time.Time // since when a message is incomplete; zero: none
+	writing   time.Time // since when a write is under way; zero: none
 	out       []byte
 	unsent    int           // questions in out
-	flushing  bool          // somebody is about to write out
+	flushing  bool          // a goroutine is about to write
 	wake      chan struct{} // room for one
 	done      chan struct{} // closed when gone
 
-	// Of who is flushing.
+	// batch belongs to the goroutine that flushes.
 	batch     []byte
 	spare     []byte
 	written   int
@@ -146,13 +146,13 @@ func (c *streamConn) take(slot uint8, now time.Time) *call {
 	return a
 }
 
-func (c *streamConn) room() bool { return len(c.free) > 0 && len(c.out) < outMost }
+func (c *streamConn) room() bool { return len(c.free) > 0 && len(c.out) < maxPending }
 
 func (c *streamConn) retire() { c.retired = true }
 
 func (c *streamConn) tooOld(now time.Time) bool { return !now.Before(c.retireAt) }
 
-// idleFor is for how long c has carried nothing.
+// idleFor returns how long c has carried nothing.
 func (c *streamConn) idleFor(now time.Time) time.Duration {
 	if c.busy > 0 {
 		return -1
@@ -160,8 +160,8 @@ func (c *streamConn) idleFor(now time.Time) time.Duration {
 	return now.Sub(c.idleSince)
 }
 
-// silentTo reports whether nothing was read from c since the first of calls, whose time is over. A probe does not
-// count: it waits for less than others do.
+// silentTo reports whether nothing was read from c since the first of calls, whose time is over, was sent. A probe
+// does not count: it waits less long than others.
 func (c *streamConn) silentTo(calls []*call) bool {
 	i := slices.IndexFunc(calls, func(a *call) bool { return !a.probe })
 	return i >= 0 && c.heard.Before(calls[i].start)
@@ -193,14 +193,14 @@ func (c *streamConn) stuck(now time.Time) bool {
 	return over(c.partial) || over(c.writing)
 }
 
-// nextDue is when the pool's clock has to look at c again.
+// nextDue returns when the pool's clock must look at c again.
 func (c *streamConn) nextDue() time.Time {
 	next := c.retireAt
 	switch {
 	case c.busy == 0:
 		next = sooner(next, c.idleSince.Add(c.pool.path.server.config.Expire))
 	case c.retired:
-		// retireAt has passed, and what matters is when the calls end.
+		// retireAt has passed; only the end of the calls matters now.
 		next = time.Time{}
 	}
 	for a := c.waiting.head; a != nil; a = a.next {
@@ -214,8 +214,7 @@ func (c *streamConn) nextDue() time.Time {
 	return next
 }
 
-// expired takes the calls off whose time is over. Their slots are not used again: the answers may come
-// yet.
+// expired removes the calls whose time is over. Their slots are not reused: the answers may still arrive.
 func (c *streamConn) expired(now time.Time) []*call {
 	var list []*call
 	for a := c.waiting.head; a != nil; {
@@ -233,7 +232,7 @@ func (c *streamConn) expired(now time.Time) []*call {
 	return list
 }
 
-// shut takes c out of the pool and closes it. The pool's lock is held, and there are no calls on c.
+// shut removes c from the pool and closes it. The pool's lock is held, and there are no calls on c.
 func (c *streamConn) shut() {
 	if c.gone {
 		return
@@ -257,7 +256,7 @@ func closeStream(conn net.Conn) {
 	conn.Close()
 }
 
-// brokenConn is what is left of a connection that failed.
+// brokenConn holds the calls of a connection that failed.
 type brokenConn struct {
 	path    *path
 	calls   []*call
@@ -268,7 +267,7 @@ type brokenConn struct {
 	counted bool // among the path's failures
 }
 
-// broken shuts c after a failure, if it is not gone yet. Its calls end by finish, without the lock.
+// broken shuts c after a failure, if that has not happened yet. Its calls end with finish, without the lock.
 func (c *streamConn) broken(outcome observe.Outcome, err error, guilty *call) brokenConn {
 	b := brokenConn{path: c.pool.path, guilty: guilty, outcome: outcome, err: err, worked: c.answers > 0}
 	if c.gone {
@@ -281,7 +280,7 @@ func (c *streamConn) broken(outcome observe.Outcome, err error, guilty *call) br
 		b.calls = append(b.calls, a)
 	}
 	if outcome == observe.BadReply && guilty == nil && !c.ready.IsZero() && len(b.calls) > 0 {
-		// Nobody can tell whose answer was spoilt. The oldest was to be next.
+		// It is unknown which answer was broken. The oldest was due next.
 		b.guilty, b.calls = b.calls[0], b.calls[1:]
 	}
 	c.shut()
@@ -294,7 +293,7 @@ func (b brokenConn) finish(now time.Time) {
 	}
 	hangUp := b.outcome == observe.Reset && !errors.Is(b.err, errStuck)
 	// A server may close a connection that has worked when it likes (RFC 7766, section 6.2.3).
-	faultless := b.counted || ours(b.err) || hangUp && b.worked
+	faultless := b.counted || isLocal(b.err) || hangUp && b.worked
 	if !faultless {
 		b.path.failed(now)
 	}

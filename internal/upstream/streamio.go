@@ -15,8 +15,8 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// takeBatch moves what waits to be written to batch. It is false where there is nothing, and nobody is
-// flushing then.
+// takeBatch moves what waits to be written to batch. It returns false if there is nothing; then no goroutine is
+// flushing.
 func (c *streamConn) takeBatch() bool {
 	c.pool.mu.Lock()
 	defer c.pool.mu.Unlock()
@@ -35,8 +35,8 @@ func (c *streamConn) takeBatch() bool {
 	return true
 }
 
-// flush writes once what waits, without waiting for the kernel. What it does not take, and what has
-// come up meanwhile, is the writer's: who flushes has a question of its own to wait for.
+// flush writes once, without waiting for the kernel. The writer goroutine handles what the kernel does not accept and
+// what was queued meanwhile: the goroutine that flushes waits for an answer of its own.
 func (c *streamConn) flush() {
 	if !c.takeBatch() {
 		return
@@ -59,7 +59,7 @@ func (c *streamConn) flush() {
 	c.wakeWriter()
 }
 
-// writeOnce is one system call.
+// writeOnce makes one system call.
 func (c *streamConn) writeOnce(fd uintptr) bool {
 	n, errno := rawWrite(fd, c.batch)
 	switch errno {
@@ -72,9 +72,9 @@ func (c *streamConn) writeOnce(fd uintptr) bool {
 	return true
 }
 
-// notWritten ends c after a failed write. One that the other end has closed is left to the reader, which finds that out when it
-// has read the answers that came before: they count, and without them a connection that worked looks like one that never
-// did. Until then nothing is written; where the reader finds nothing, c is stuck.
+// notWritten handles a failed write on c. A connection that the other end closed is left to the reader, which notices
+// after reading the answers that arrived before: they count, and without them a connection that worked would look
+// like one that never did. Nothing is written until then; if the reader finds nothing, c is stuck.
 func (c *streamConn) notWritten(err error) {
 	outcome := outcomeOf(err)
 	if outcome == observe.Reset {
@@ -110,14 +110,14 @@ func (c *streamConn) write() {
 	}
 }
 
-// delivery is a message and the call whose answer it claims to be.
+// delivery is a message and the call that its ID belongs to.
 type delivery struct {
 	msg  []byte
 	id   uint16
 	call *call
 }
 
-// read takes answers until the connection ends.
+// read reads answers until the connection ends.
 func (c *streamConn) read() {
 	var in frames
 	var batch []delivery
@@ -146,7 +146,7 @@ func (c *streamConn) read() {
 	}
 }
 
-// received takes all complete messages of in. readErr is passed through, unless there is worse.
+// received handles all complete messages of in. It returns readErr, unless there is a worse error.
 func (c *streamConn) received(in *frames, batch []delivery, readErr error) ([]delivery, error) {
 	var err error
 	for {

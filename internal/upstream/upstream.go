@@ -1,26 +1,24 @@
 // Package upstream exchanges DNS messages with the servers behind the cache.
 //
-// A Registry owns the servers of a process, one for each distinct ServerConfig, however many forward
-// blocks name it: they share its connections, its round-trip estimates and its health, and a reload
-// that names it again keeps all three. A Group is one block's view: some servers, a policy, a budget.
+// A Registry owns the servers of a process, one for each distinct ServerConfig, however many forward blocks name it:
+// the blocks share its connections, round-trip estimates and health, and a reload that names it again keeps all
+// three. A Group is the view of one block: some servers, a policy, a budget.
 //
-// One question makes one flight, whoever asks it in the meantime (flight.go). A flight makes attempts,
-// each a call on one path, and a path is one server over one transport: a pool of connected UDP
-// sockets (datagram.go) or of pipelined TCP or TLS connections (stream.go). A call ends exactly once:
-// with an answer, a failure, or the end of its wait, and then it is reported, also when the flight has
-// its answer from elsewhere and nobody waits for the call any more.
+// One question makes one flight, however many clients ask it meanwhile (flight.go). A flight makes attempts. Each is
+// a call on one path, and a path is one server over one transport: a pool of connected UDP sockets (datagram.go) or
+// of pipelined TCP or TLS connections (stream.go). A call ends exactly once, with an answer, a failure, or the end of
+// its wait, and is then reported, even if the flight already has its answer from another call.
 //
-// Time runs on three scales. After the path's estimate (RFC 6298 style) an attempt is late: another
-// server, or another connection of the only one, is asked as well, as far as the hedge allowance goes
-// or the silent path is in doubt. After a few times the estimate the attempt is given up: the next one
-// is made without asking the allowance. The whole ends with the budget. An answer to any attempt
-// counts until then.
+// There are three time scales. After the path's estimate (in the style of RFC 6298) an attempt is late: another
+// server, or another connection to the only one, is asked as well, as far as the hedge allowance permits or if the
+// silent path is in doubt. After a multiple of the estimate the attempt is given up: the next one needs no allowance.
+// The flight ends with the budget. Until then an answer to any attempt counts.
 //
-// A path that fails, or stays silent while it owes an answer, is in doubt: others are preferred, and
-// probes ask whether it is back. When all are in doubt they are tried in order of hope.
+// A path that fails, or owes an answer and stays silent, is in doubt: other paths are preferred, and probes find out
+// whether it is back. If all are in doubt, the one with the latest answer is tried first.
 //
-// Everything is bounded (Limits): questions in flight, attempts a question, queries on a connection,
-// connections and sockets a server, bytes of a partial answer and the time it may take.
+// Everything is bounded (Limits): queries in flight, attempts for a question, queries on a connection, connections
+// and sockets of a server, octets of a partial answer and the time that it may take.
 package upstream
 
 import (
@@ -40,47 +38,44 @@ import (
 const (
 	// DefaultExpire is how long an idle connection is kept (CoreDNS's default for expire).
 	DefaultExpire = 10 * time.Second
-	// DefaultMaxAge is after what time a connection takes no more questions, so that load follows
-	// kube-dns when it gains replicas. Each connection gets up to a quarter less, at random, so
-	// that they do not all go at once.
+	// DefaultMaxAge is the age at which a connection takes no more queries, so that load moves to new replicas of
+	// kube-dns. Each connection gets up to a quarter less, at random, so that they do not all end at once.
 	DefaultMaxAge = 30 * time.Second
 	// DefaultReadTimeout is how long one attempt waits for its answer before it counts as a timeout.
 	DefaultReadTimeout = 2 * time.Second
-	// DefaultBudget is the time for one question with all its attempts. musl gives up on a server
-	// after 2.5 s, glibc and Go after 5 s: an answer, be it SERVFAIL, has to come before. 200 ms
-	// remain for the rest of the way.
+	// DefaultBudget is the time for one query with all its attempts. musl gives up on a server after 2.5 s, glibc and
+	// Go after 5 s: an answer, even SERVFAIL, must arrive before that. 200 ms remain for the rest of the way.
 	DefaultBudget = 2300 * time.Millisecond
 	// DefaultHealthInterval is the time between two probes of a path in doubt.
 	DefaultHealthInterval = 500 * time.Millisecond
-	// DefaultMaxFails is after how many failures in a row a path is down.
+	// DefaultMaxFails is the number of consecutive failures after which a path is down.
 	DefaultMaxFails = 2
-	// DefaultMaxConns is how many stream connections one server gets. CoreDNS serves a TCP
-	// connection serially, so it is also how many slow names may be looked up there at once.
+	// DefaultMaxConns is how many stream connections one server gets. CoreDNS serves a TCP connection serially, so
+	// this is also how many slow names it can look up at once.
 	DefaultMaxConns = 16
 )
 
-// ServerConfig says how one upstream is reached and judged. Equal configurations, but for TLS, share
-// one server of the Registry.
+// ServerConfig says how one upstream is reached and judged. Equal configurations, TLS aside, share one server of the
+// Registry.
 type ServerConfig struct {
 	// Addr is the server's address; a zone is allowed.
 	Addr netip.AddrPort
-	// TLS, where set, makes the server speak DNS over TLS (RFC 7858) and nothing else. It has
-	// ServerName set. Configurations with the same TLSName are taken for the same.
+	// TLS, if set, makes the server speak DNS over TLS (RFC 7858) only. ServerName must be set. Configurations with
+	// the same TLSName count as equal.
 	TLS *tls.Config
 	// TLSName identifies TLS: server name and the files that made it. Required with TLS.
 	TLSName string
-	// Source is the local address to use; the kernel's choice where it is not valid.
+	// Source is the local address to use; the kernel chooses if it is invalid.
 	Source netip.Addr
-	// Expire closes connections that were idle for so long. 0 stands for DefaultExpire.
+	// Expire closes connections after this idle time. 0 means DefaultExpire.
 	Expire time.Duration
-	// MaxAge is the longest time for which a connection takes questions. 0 stands for DefaultMaxAge.
+	// MaxAge is the longest time for which a connection takes queries. 0 means DefaultMaxAge.
 	MaxAge time.Duration
-	// MaxIdle is how many idle connections and how many idle sockets are kept. 0: as many as came
-	// about, within MaxConns.
+	// MaxIdle is how many idle connections and how many idle sockets are kept. 0: all, within MaxConns.
 	MaxIdle int
-	// MaxConns is how many stream connections may be open. 0 stands for DefaultMaxConns; at most 64.
+	// MaxConns is how many stream connections may be open. 0 means DefaultMaxConns; at most 64.
 	MaxConns int
-	// ReadTimeout is how long one attempt waits for its answer. 0 stands for DefaultReadTimeout.
+	// ReadTimeout is how long one attempt waits for its answer. 0 means DefaultReadTimeout.
 	ReadTimeout time.Duration
 	// Health says how the server is judged.
 	Health Health
@@ -88,12 +83,12 @@ type ServerConfig struct {
 
 // Health says when a server is down and how it is probed.
 type Health struct {
-	// MaxFails is after how many failures in a row a path is down. 0: never in doubt, never probed,
-	// as with max_fails 0 in CoreDNS. NewHealth has the default.
+	// MaxFails is the number of consecutive failures after which a path is down. 0: never in doubt, never probed, as
+	// max_fails 0 in CoreDNS. NewHealth sets the default.
 	MaxFails int
-	// Interval is the time between two probes of a path in doubt. 0 stands for DefaultHealthInterval.
+	// Interval is the time between two probes of a path in doubt. 0 means DefaultHealthInterval.
 	Interval time.Duration
-	// Domain is the name a probe asks for, with type NS. "" stands for the root.
+	// Domain is the name that a probe asks for, with type NS. "" means the root.
 	Domain string
 	// NoRecursion clears the RD bit of probes.
 	NoRecursion bool
@@ -104,7 +99,7 @@ func NewHealth() Health {
 	return Health{MaxFails: DefaultMaxFails, Interval: DefaultHealthInterval, Domain: "."}
 }
 
-// Validate says what is wrong with c, all of it at once.
+// Validate returns everything that is wrong with c, joined.
 func (c ServerConfig) Validate() error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
@@ -135,7 +130,7 @@ func (c ServerConfig) Validate() error {
 	return errors.Join(errs...)
 }
 
-// withDefaults fills what is zero. The result is the key of a server, less TLS.
+// withDefaults replaces zero values by the defaults. The result, without TLS, is the key of a server.
 func (c ServerConfig) withDefaults() ServerConfig {
 	if c.Expire == 0 {
 		c.Expire = DefaultExpire
@@ -173,27 +168,27 @@ const (
 type GroupConfig struct {
 	Servers []ServerConfig // 1 to 64
 	Policy  Policy
-	// ForceTCP asks over TCP whatever the client used; PreferUDP over UDP. ForceTCP wins. Without
-	// both the client's transport is used. A server with TLS is always asked over TLS.
+	// ForceTCP asks over TCP whatever the client used; PreferUDP over UDP. ForceTCP wins. Without both, the client's
+	// transport is used. A server with TLS is always asked over TLS.
 	ForceTCP, PreferUDP bool
-	// Budget is the time for one question. 0 stands for DefaultBudget.
+	// Budget is the time for one query. 0 means DefaultBudget.
 	Budget time.Duration
-	// MaxConcurrent is how many questions of clients may wait at once; 0: only Limits.Queries.
+	// MaxConcurrent is how many clients' queries may wait at once; 0: only Limits.Queries applies.
 	MaxConcurrent int
-	// MaxAttempts is how many attempts one question gets. 0 stands for twice the number of servers,
-	// at least 4; at most 16 in any case. Attempts that the protocol asks for come on top: TCP after
-	// a truncated answer, no EDNS after FORMERR, a fresh connection after a stale one.
+	// MaxAttempts is how many attempts one query gets. 0 means twice the number of servers, at least 4; never more
+	// than 16. Attempts that the protocol requires come in addition: TCP after a truncated answer, no EDNS after
+	// FORMERR, a new connection after a stale one.
 	MaxAttempts int
 	// FailFast fails a question at once when all servers are down.
 	FailFast bool
-	// Failover lists RCODEs after which the next server is asked. The last such answer is returned
-	// when all servers gave one.
+	// Failover lists RCODEs after which the next server is asked. The last such answer is returned if all servers
+	// gave one.
 	Failover []int
 }
 
 // Query is what a client asked.
 type Query struct {
-	// Msg is the query as it came. It is neither changed nor kept.
+	// Msg is the query as received. It is neither changed nor kept.
 	Msg *dns.Msg
 	// Proto is the client's transport.
 	Proto observe.Proto
@@ -209,24 +204,24 @@ type Answer struct {
 	Report
 }
 
-// Report is how a question fared.
+// Report describes how a query was handled.
 type Report struct {
 	// Attempts lists all attempts, the one that answered included, in order of their start; it is
 	// nil where the first attempt answered. All clients of a flight share it: read only.
 	Attempts []Attempt
 	// Shared is true for a client that joined the exchange of another.
 	Shared bool
-	// AllDown is true where every server was down when the question came.
+	// AllDown is true if every server was down when the query arrived.
 	AllDown bool
 }
 
-// Attempt is one exchange as its flight saw it.
+// Attempt is one exchange from the flight's point of view.
 type Attempt struct {
 	Start    time.Time
 	Upstream string
 	Proto    observe.Proto
 	Outcome  observe.Outcome // Timeout also where no answer had come when the flight ended
-	// Overtaken is true where it was still under way when another attempt answered.
+	// Overtaken is true if the attempt was still under way when another one answered.
 	Overtaken bool
 	Rcode     int
 	Duration  time.Duration
