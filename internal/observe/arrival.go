@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Arrival is when a query came, as its socket knows it. Whoever reads sockets by himself and hands queries on
-// to a chain of handlers lets the context's Value return a *Arrival for ArrivalKey, so that the time in the
-// socket's queue is seen in misses too.
+// Arrival is the time at which a query arrived, as its socket knows it. A reader of sockets that passes queries to a
+// chain of handlers returns a *Arrival from the context's Value for ArrivalKey, so that misses include the time in
+// the socket's queue.
 type Arrival struct {
 	Received int64         // Unix nanoseconds: the kernel's receive timestamp, see socket(7); in a flood that of a query shortly before
 	Queued   time.Duration // from then until Read
@@ -17,7 +17,7 @@ type Arrival struct {
 // ArrivalKey is the key of a context's *Arrival.
 type ArrivalKey struct{}
 
-// ArrivalFrom is the Arrival that ctx carries; nil where there is none.
+// ArrivalFrom returns the Arrival that ctx carries; nil if there is none.
 func ArrivalFrom(ctx context.Context) *Arrival {
 	a, _ := ctx.Value(ArrivalKey{}).(*Arrival)
 	return a

@@ -7,27 +7,27 @@ import (
 )
 
 const (
-	// namesPerClient is how many top names each client has, of roomPerName bytes. That is enough for a
-	// Service's name with a search domain behind it; longer ones are cut.
+	// namesPerClient is how many top names each client has, of roomPerName bytes. That is enough for a Service's name
+	// plus a search domain; longer names are cut.
 	namesPerClient = 6
 	roomPerName    = 80
 	cellsPerClient = 16
-	// idleAfter is how long a client has to be silent before its place is given to another one.
+	// idleAfter is how long a client must be silent before its place may go to another one.
 	idleAfter = int64(5 * time.Minute)
-	// makeRoomEvery is how often a newcomer may look for such a place.
+	// makeRoomEvery is how often a new client may search for such a place.
 	makeRoomEvery = int64(time.Second)
 )
 
-// client is what is known about one client, guarded by its shard's lock. It takes 7 KB with its names:
-// 6,136 bytes and the allocator's header are just a size class.
+// client holds the statistics of one client, guarded by its shard's lock. It takes 7 KB with its names: 6,136 bytes
+// plus the allocator's header fit a size class.
 type client struct {
 	addr netip.Addr // invalid for the one that stands for many
 	hash uint32
 	gone bool // it is part of the shard's other now
-	// Of its questions for addresses, how many there were and how many were halves of a pair.
+	// addresses counts the client's questions for addresses, paired those that were half of an A/AAAA pair.
 	addresses, paired uint8
 
-	// What is used at each query comes first, and together.
+	// The fields that every query uses come first, next to each other.
 	first, last int64
 	names       topNames
 	tally       tally
@@ -40,7 +40,7 @@ func newClient(addr netip.Addr, hash uint32, t int64) *client {
 	return c
 }
 
-// advance brings the marks up to t. It comes before anything is counted.
+// advance brings the marks up to t. It is called before anything is counted.
 func (c *client) advance(t int64) {
 	if c.marks.due(t) {
 		c.mark(t)
@@ -51,11 +51,11 @@ func (c *client) advance(t int64) {
 // mark is apart from advance so that advance is inlined.
 func (c *client) mark(t int64) { c.marks.advance(t, c.tally.mark()) }
 
-// pairsUp tells whether the client usually asks for A and AAAA together.
+// pairsUp reports whether the client usually asks for A and AAAA together.
 func (c *client) pairsUp() bool { return c.addresses >= 4 && int(c.paired)*10 >= int(c.addresses)*8 }
 
-// countAddress counts a question for an address. pair is 1 where it is the other half of one that was counted before, else
-// 0: which of them cannot be foreseen, so there is no branch.
+// countAddress counts a question for an address. pair is 1 if it is the other half of one that was counted before,
+// else 0. Which of them it is cannot be predicted, so there is no branch.
 func (c *client) countAddress(pair uint8) {
 	if c.paired >= c.addresses {
 		pair = 0
@@ -70,7 +70,7 @@ func (c *client) countAddress(pair uint8) {
 // absorb counts everything of d as c's. The windows come out as if c had counted it from the start.
 func (c *client) absorb(d *client, t int64) {
 	last := d.last
-	t = max(t, c.marks.point[0]*step[0], d.marks.point[0]*step[0]) // both have to stand at the same point
+	t = max(t, c.marks.point[0]*step[0], d.marks.point[0]*step[0]) // both must be at the same point
 	c.advance(t)
 	d.advance(t)
 	c.last = max(c.last, last)
@@ -145,7 +145,7 @@ func (t *clientTable) list() []*client {
 	return list
 }
 
-// mix makes one hash of two values.
+// mix combines two values into one hash.
 func mix(a, b uint64) uint64 {
 	high, low := bits.Mul64(a^0x9e3779b97f4a7c15, b^0xd6e8feb86659fd93)
 	return high ^ low

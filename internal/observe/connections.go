@@ -10,8 +10,8 @@ import (
 // MaxConnections is how many connections a snapshot lists for each pair of upstream and transport.
 const MaxConnections = 32
 
-// Connection is an open connection to an upstream, with what the kernel says about it (TCP_INFO, see
-// tcp(7)), or an open UDP socket. What is not known is 0.
+// Connection is an open connection to an upstream, with the kernel's data about it (TCP_INFO, see tcp(7)), or an open
+// UDP socket. Unknown values are 0.
 type Connection struct {
 	Upstream string         `json:"upstream"` // "IP:port"
 	Proto    Proto          `json:"proto"`
@@ -25,13 +25,13 @@ type Connection struct {
 	Retransmits uint32 `json:"retransmits"`
 	Lost        uint32 `json:"lost"`
 	Unacked     uint32 `json:"unacked"`
-	// Silent is how long ago the last data came.
+	// Silent is the time since data last arrived.
 	Silent time.Duration `json:"silentNanoseconds"`
 }
 
-// WatchConnections makes list part of Snapshot: it is called for each, with no lock held, and is to
-// return the open connections at that moment. A pool of connections calls it when it begins, and stop
-// when it ends; list may be called once more by a Snapshot that runs meanwhile.
+// WatchConnections makes Snapshot include the result of list: it calls list with no lock held to get the connections
+// that are open at that moment. A connection pool calls WatchConnections when it starts, and stop when it ends; a
+// concurrent Snapshot may call list once more after that.
 func (u *Upstreams) WatchConnections(list func() []Connection) (stop func()) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -49,7 +49,7 @@ type connectionPool struct {
 	list func() []Connection
 }
 
-// connections lists those of all pools, by pair.
+// connections returns the connections of all pools, by pair.
 func connections(pools []connectionPool) map[upstreamKey][]Connection {
 	all := make(map[upstreamKey][]Connection)
 	for _, p := range pools {

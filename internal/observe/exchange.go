@@ -1,18 +1,18 @@
-// Package observe holds what the node's DNS traffic looked like: fixed-size statistics that are cheap
-// to write on the path of a query and are read as snapshots.
+// Package observe keeps statistics of the node's DNS traffic: of fixed size, cheap to update on the path of a query,
+// and read as snapshots.
 //
-// Whoever exchanges with an upstream reports to a Sink, one for each upstream and transport, that it
-// got from a Recorder once and keeps: no look-up on the hot path. Upstreams is the Recorder behind the
-// API and the page; a plugin that feeds Prometheus is another one, and Tee joins them. Nothing here
-// grows with traffic: the number of upstreams is capped, histograms and rings have a fixed size.
+// Code that exchanges with upstreams reports to a Sink, one for each upstream and transport. It gets the Sink from a
+// Recorder once and keeps it, so that the hot path needs no look-up. Upstreams is the Recorder behind the API and the
+// page; a plugin that feeds Prometheus is another one, and Tee joins them. Nothing here grows with traffic: the
+// number of upstreams is capped, histograms and rings have a fixed size.
 //
-// Whoever answers clients reports to Queries, each query once: by Record where the answer was at hand,
-// by Begin and End where it took time. It counts for each client and window, finds questions that
-// are asked again because an answer did not come, and keeps the stories of slow and failed queries; a
-// Trace carries the exchanges of a query from those who make them to its story.
+// Code that answers clients reports each query once to Queries: with Record if the answer was at hand, with Begin and
+// End if it took time. Queries counts for each client and window, finds queries that are repeated because an answer
+// did not arrive, and keeps stories of slow and failed queries; a Trace carries the exchanges of a query from the
+// code that makes them to its story.
 //
-// Snapshots are plain values. Those of several nodes merge by addition; lists of top names carry the
-// bounds of their errors.
+// Snapshots are plain values. Those of several nodes merge by addition; lists of top names carry the bounds of their
+// errors.
 package observe
 
 import (
@@ -20,8 +20,8 @@ import (
 	"time"
 )
 
-// Exchange is one attempt to one upstream over one transport, from the moment the query is handed to
-// the socket until an answer, a failure or the end of the wait.
+// Exchange is one attempt to one upstream over one transport, from the moment the query is given to the socket until
+// an answer, a failure or the end of the wait.
 type Exchange struct {
 	Upstream string // "IP:port"
 	Proto    Proto
@@ -36,13 +36,13 @@ type Exchange struct {
 	// one before. ConnAge is the age of the connection when the exchange began, 0 for a new one.
 	Reused  bool
 	ConnAge time.Duration
-	// Capped is true where nothing was sent because a limit of the forwarder itself was reached. That says nothing
-	// about the upstream, and statistics of upstreams leave it out.
+	// Capped is true if nothing was sent because a limit of the forwarder was reached. This says nothing about the
+	// upstream, so statistics of upstreams leave it out.
 	Capped   bool
-	Local    netip.AddrPort // our end; invalid where no connection came about
+	Local    netip.AddrPort // this node's end; invalid if no connection was established
 	BytesOut int            // of the DNS message, without the length prefix of streams
 	BytesIn  int
-	Err      string // of a failure: what happened, for people
+	Err      string // of a failure: a description for people
 }
 
 // Recorder hands out the sinks of upstreams. Implementations are safe for concurrent use.
@@ -52,8 +52,8 @@ type Recorder interface {
 	Sink(upstream string, proto Proto) Sink
 }
 
-// Sink takes the reports of one upstream and transport. Each Begin is followed by exactly one End. It
-// is called on the path of queries: an implementation does not block and does not keep e.
+// Sink takes the reports about one upstream and transport. Each Begin is followed by exactly one End. It is called on
+// the path of queries: an implementation must not block and must not keep e.
 type Sink interface {
 	Begin()
 	End(e *Exchange)

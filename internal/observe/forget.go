@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// Forget makes a client that was seen before the given time part of Overflow, and tells whether there was one: its
-// address belongs to somebody else now, who must not inherit anything. Sums stay true. What the client has asked and
-// has no answer to yet is counted in Overflow too, and its questions are not taken for the new client's when that asks
-// the same. Stories stay, by address and time. A client that was seen first at that time or later is left as it is.
+// Forget merges a client that was first seen before the given time into Overflow, and reports whether there was one:
+// its address now belongs to another pod, which must not inherit its statistics. Sums stay correct. Pending queries
+// of the client count in Overflow too, and its questions are not matched with those of the new client. Stories stay,
+// by address and time. A client that was first seen at that time or later is left unchanged.
 func (s *Queries) Forget(addr netip.Addr, before time.Time) bool {
 	addr = addr.Unmap()
 	hash := s.hashAddr(addr)
@@ -27,20 +27,20 @@ func (s *Queries) Forget(addr netip.Addr, before time.Time) bool {
 	return true
 }
 
-// heir is who a query counts for: the client that asked it, or the shard's other where that one has lost its place since.
-// Who has the address now is somebody else, or may be. It is nil where no client is known to have asked. It runs with
-// sh.mu held.
-func (sh *shard) heir(asked *client, t int64) *client {
+// countingClient returns the client that a query counts for: the one that asked it, or the shard's overflow client if
+// that one has lost its place since, because the address may now belong to another pod. It returns nil if no client
+// is known to have asked. sh.mu is held.
+func (sh *shard) countingClient(asked *client, t int64) *client {
 	if asked != nil && asked.gone {
 		return sh.others(t)
 	}
 	return asked
 }
 
-// known is for how many milliseconds the client has been here; where it is so long that it makes no difference, longer
-// than any question is remembered.
+// known returns for how many milliseconds the client has been known; beyond the time that any question is remembered,
+// the exact value does not matter.
 func (c *client) known(now uint32) int32 {
-	// The first question of a client came before c.first, which may be when it was answered.
+	// The first question of a client arrived before c.first, which may be the time of its answer.
 	if n := since(now, milliseconds(c.first)); n > -forgetAfter && n < forgetAfter {
 		return max(n, 0)
 	}

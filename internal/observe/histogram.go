@@ -10,8 +10,8 @@ import (
 // from 4 hours 30 minutes on.
 const NumBuckets = 256
 
-// Histogram counts durations in log-linear buckets: exact below 8 µs, then within 1/8 of the value. It
-// is written without locks and merges by addition. The zero value is ready.
+// Histogram counts durations in log-linear buckets: exact below 8 µs, then within 1/8 of the value. It is updated
+// without locks and merges by addition. The zero value is ready to use.
 type Histogram struct {
 	counts [NumBuckets]atomic.Uint64
 	sum    atomic.Uint64 // nanoseconds
@@ -24,7 +24,7 @@ func (h *Histogram) Observe(d time.Duration) {
 	h.sum.Add(uint64(d))
 }
 
-// Snapshot copies the counts. Those of an Observe that runs meanwhile are in it or not.
+// Snapshot copies the counts. A concurrent Observe may or may not be included.
 func (h *Histogram) Snapshot() Buckets {
 	var b Buckets
 	for i := range h.counts {
@@ -69,7 +69,7 @@ func (b *Buckets) Add(other *Buckets) {
 	b.Sum += other.Sum
 }
 
-// Sub takes an earlier copy of the same Histogram away: what is left happened in between.
+// Sub subtracts an earlier copy of the same Histogram: the rest happened in between.
 func (b *Buckets) Sub(earlier *Buckets) {
 	for i, n := range earlier.Counts {
 		b.Counts[i] -= n
@@ -86,7 +86,7 @@ func (b *Buckets) Count() uint64 {
 	return n
 }
 
-// Quantile is a duration within which the share q of all lies, 0 < q ≤ 1, as that of Latency.
+// Quantile returns a duration within which the share q of all durations lies, 0 < q ≤ 1; see Latency.Quantile.
 func (b *Buckets) Quantile(q float64) time.Duration {
 	return quantile(b.Counts[:], b.Sum, q, BucketBounds)
 }

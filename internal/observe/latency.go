@@ -63,14 +63,14 @@ func (l *Latency) Mean() time.Duration {
 	return 0
 }
 
-// Quantile is a duration within which the share q of all lies, 0 < q ≤ 1: the least that is certain, at most
-// the upper bound of the bucket and, of few, hardly above the true one; 0 where nothing was counted.
+// Quantile returns a duration within which the share q of all durations lies, 0 < q ≤ 1: the smallest certain bound,
+// at most the upper bound of the bucket, and close to the true value if there are few; 0 if nothing was counted.
 func (l *Latency) Quantile(q float64) time.Duration {
 	return quantile(l.Counts[:], l.Sum, q, LatencyBounds)
 }
 
-// Rank is which of total durations in ascending order is the quantile q: the first within which at least the share
-// q of all lies (the nearest rank). It is 0 of none.
+// Rank returns the position of quantile q among total durations in ascending order: the first within which at least
+// the share q of all lies (nearest rank). It returns 0 if total is 0.
 func Rank(q float64, total uint64) uint64 {
 	// 0.07 × 100 is a little more than 7.
 	rank := math.Ceil(q * float64(total) * (1 - 1e-12))
@@ -80,8 +80,8 @@ func Rank(q float64, total uint64) uint64 {
 	return min(max(uint64(rank), 1), total)
 }
 
-// quantile is an upper bound of the duration of rank Rank(q). The sum narrows the bucket down: what it has above the
-// lower bounds of all buckets is shared by at least those of this bucket that are not shorter.
+// quantile returns an upper bound of the duration of rank Rank(q). The sum narrows the bucket down: the part of it
+// above the lower bounds of all buckets is shared by at least the durations of this bucket that are not shorter.
 func quantile(counts []uint64, sum time.Duration, q float64, bounds func(i int) (low, high time.Duration)) time.Duration {
 	total, above := uint64(0), float64(sum)
 	for i, n := range counts {

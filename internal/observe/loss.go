@@ -5,11 +5,11 @@ import "fmt"
 // Loss is something that Queries had no room for, or could not count.
 type Loss uint8
 
-// The losses. Only the first is about queries that are counted nowhere else.
+// The losses. Only the first concerns queries that are not counted at all.
 const (
 	LossNoClient  Loss = iota // a query without a valid client address: not counted
 	LossQuestion              // a question was forgotten too early to know it again when it is repeated
-	LossUndecided             // a repeated question was not told from polling: too many at a time
+	LossUndecided             // a repeated question could not be told from polling: too many at a time
 	LossStory                 // a slow or failed query's story was overwritten by newer ones
 	LossStep                  // an exchange that did not fit into its query's story
 

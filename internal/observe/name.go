@@ -5,10 +5,10 @@ import "strconv"
 // maxName is the longest domain name in wire format (RFC 1035, section 3.1).
 const maxName = 255
 
-// NameText writes a domain name in wire format, without compression, in presentation format (RFC 1035,
-// section 5.1): with the dot at the end, "." for the root, every byte that is not a visible character
-// as \DDD, and those that mean something in a zone file behind a backslash. What is no such name, or
-// was cut, is written as far as it can be read, followed by "~".
+// NameText returns a domain name in wire format, without compression, in presentation format (RFC 1035, section 5.1):
+// with a dot at the end, "." for the root, every byte that is not a visible character as \DDD, and characters with a
+// meaning in zone files after a backslash. A malformed or cut name is written as far as it can be read, followed by
+// "~".
 func NameText(wire []byte) string {
 	if len(wire) == 1 && wire[0] == 0 {
 		return "."

@@ -2,8 +2,8 @@ package observe
 
 import "fmt"
 
-// Outcome is how an exchange ended. The first five are answers: the upstream is alive and said
-// something. The others are failures: nobody got anything from it.
+// Outcome says how an exchange ended. The first five are answers: the upstream is alive and replied. The others are
+// failures: no usable reply arrived.
 type Outcome uint8
 
 // The outcomes. Their order is part of the API: answers come first.
@@ -13,11 +13,11 @@ const (
 	ServFail                   // RCODE 2
 	Refused                    // RCODE 5
 	OtherRcode                 // any other RCODE
-	Timeout                    // nothing came in time
+	Timeout                    // no reply in time
 	ConnRefused                // TCP reset or ICMP port unreachable at the first contact
-	Unreachable                // no route, ICMP host or network unreachable, or no socket to be had
+	Unreachable                // no route, ICMP host or network unreachable, or no socket available
 	Reset                      // an established connection ended before the answer
-	BadReply                   // something came that is not the answer to the question
+	BadReply                   // the reply was not the answer to the question
 
 	// NumOutcomes is the number of outcomes, for arrays that are indexed by them.
 	NumOutcomes = int(BadReply) + 1
@@ -36,14 +36,14 @@ func (o Outcome) String() string {
 	return fmt.Sprintf("outcome(%d)", uint8(o))
 }
 
-// Answer reports whether the upstream answered, whatever it said.
+// Answer reports whether the upstream answered, whatever the RCODE.
 func (o Outcome) Answer() bool { return o <= OtherRcode }
 
 // MarshalText writes the name, for JSON.
 func (o Outcome) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
 
-// OutcomeOf is the outcome of an answer with the given RCODE (RFC 1035, section 4.1.1, and RFC 6891
-// for those above 15).
+// OutcomeOf returns the outcome of an answer with the given RCODE (RFC 1035, section 4.1.1, and RFC 6891 for those
+// above 15).
 func OutcomeOf(rcode int) Outcome {
 	switch rcode {
 	case 0:
@@ -81,12 +81,12 @@ func (p Proto) String() string {
 // MarshalText writes the name, for JSON.
 func (p Proto) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 
-// Drop is why a packet or reply was thrown away without ending an exchange.
+// Drop says why a packet or reply was dropped without ending an exchange.
 type Drop uint8
 
 // The reasons.
 const (
-	DropWrongID       Drop = iota // a datagram whose ID nobody waits for: a late or a spoofed answer
+	DropWrongID       Drop = iota // no query with this ID is waiting: a late or a spoofed answer
 	DropWrongQuestion             // a datagram with the right ID and another question
 	DropMalformed                 // a datagram that is no DNS response
 	DropLate                      // an answer on a stream after its exchange had timed out

@@ -12,8 +12,8 @@ import (
 )
 
 const (
-	// DefaultMaxClients is how many clients get statistics of their own. Kubernetes' default is at most
-	// 110 pods a node; managed ones go to 250.
+	// DefaultMaxClients is how many clients get statistics of their own. Kubernetes allows 110 pods a node by
+	// default; managed clusters go up to 250.
 	DefaultMaxClients = 256
 	// DefaultSlow is the duration from which a query is slow.
 	DefaultSlow = 100 * time.Millisecond
@@ -23,17 +23,17 @@ const (
 
 // QueriesOptions are the bounds of Queries. Zero values stand for the defaults.
 type QueriesOptions struct {
-	Clients int           // most clients that are told apart: 7 KB each once they are seen
+	Clients int           // most clients with statistics of their own: 7 KB each once they are seen
 	Slow    time.Duration // from which duration on a query is worth a story
 }
 
-// Queries keeps statistics of clients' queries: for each client, for names over all clients, and the
-// stories of slow and failed ones. A client beyond the limit takes the place of the one that was
-// silent longest, if that was for five minutes; else it is counted in Overflow, together with what
-// the clients that lost their place had. So the sum over all clients is always the sum of all queries.
+// Queries keeps statistics of clients' queries: for each client, for names over all clients, and the stories of slow
+// and failed queries. A client beyond the limit takes the place of the one that was silent longest, if that was for
+// five minutes; else it is counted in Overflow, together with the counts of clients that lost their place. So the sum
+// over all clients is always the sum of all queries.
 //
-// Clients are spread over shards, each with a lock that is held for the time of one query, or of one batch. All methods
-// are safe for concurrent use.
+// Clients are spread over shards, each with a lock that is held for the time of one query or of one batch. All
+// methods are safe for concurrent use.
 type Queries struct {
 	limit atomic.Int32
 	slow  atomic.Int64 // nanoseconds
@@ -69,8 +69,8 @@ func newQueries(o QueriesOptions, now time.Time) *Queries {
 	return s
 }
 
-// Configure changes the bounds. What was counted stays: clients beyond a lower limit keep their places until they
-// have been silent for five minutes and another one asks.
+// Configure changes the bounds. Existing counts stay: clients beyond a lower limit keep their places until they have
+// been silent for five minutes and another client asks.
 func (s *Queries) Configure(o QueriesOptions) {
 	if o.Clients <= 0 {
 		o.Clients = DefaultMaxClients
@@ -87,10 +87,10 @@ func (s *Queries) Options() QueriesOptions {
 	return QueriesOptions{Clients: int(s.limit.Load()), Slow: time.Duration(s.slow.Load())}
 }
 
-// Started is when the statistics began.
+// Started returns the time at which the statistics began.
 func (s *Queries) Started() time.Time { return time.Unix(0, s.started) }
 
-// shard holds the clients whose addresses' hashes begin alike, and what their queries have in common.
+// shard holds the clients whose address hashes share a prefix, and statistics that these clients have in common.
 type shard struct {
 	mu        sync.Mutex
 	clients   clientTable
@@ -138,7 +138,7 @@ func (w *waits) mark() *waitsMark {
 	return m
 }
 
-// since is what was counted after the mark was made; all where m is nil.
+// since returns what was counted after the mark was made; everything if m is nil.
 func (w *waits) since(m *waitsMark) (l [2]Latency) {
 	for i := range w.n {
 		l[i].Counts = w.n[i]
@@ -159,7 +159,7 @@ type keys struct {
 	client, name uint64
 	question     uint32 // of client and name, and of types other than A and AAAA
 	exact        uint32 // of client, port, ID, name and type
-	set          uint32 // where they are looked for
+	set          uint32 // the set in which they are looked up
 	exactSet     uint32
 }
 
@@ -193,9 +193,9 @@ type Token struct {
 	begun bool
 }
 
-// Begin notes that q has come and that its answer takes time: of q, only Client, ID, Proto, Name, Type
-// and Received count. So a question that is repeated meanwhile is known to be caused by a slow
-// upstream. Each Begin is followed by one End. It allocates only for a client that is new.
+// Begin notes that q has arrived and that its answer takes time; only Client, ID, Proto, Name, Type and Received of q
+// count. A question that is repeated meanwhile is then known to be caused by a slow upstream. Each Begin is followed
+// by one End. It allocates only for a new client.
 func (s *Queries) Begin(q *Query) Token {
 	s.inFlight.Add(1)
 	token := Token{begun: true}
@@ -218,7 +218,7 @@ func (s *Queries) Begin(q *Query) Token {
 	return token
 }
 
-// End counts q, which Begin returned token for. t may be nil; it takes no exchanges any more.
+// End counts q, for which Begin returned token. t may be nil; it accepts no more exchanges.
 func (s *Queries) End(token Token, q *Query, t *Trace) {
 	t.end()
 	if token.begun {
@@ -245,7 +245,7 @@ func (s *Queries) record(q *Query, token *Token, trace *Trace) {
 	sh.mu.Lock()
 	var c *client
 	if token != nil {
-		c = sh.heir(token.by, t)
+		c = sh.countingClient(token.by, t)
 	}
 	if c == nil {
 		c = s.client(sh, addr, k.client, t)
@@ -259,13 +259,13 @@ func (s *Queries) record(q *Query, token *Token, trace *Trace) {
 	}
 	sh.count(c, q, k, t)
 	if isStory(q, time.Duration(s.slow.Load()), trace) {
-		sh.tell(q, trace)
+		sh.keepStory(q, trace)
 	}
 	sh.mu.Unlock()
 }
 
-// RecordAll counts queries as Record does, in their order. Of those that follow each other, what is the same is found
-// once, and the lock of a shard taken once.
+// RecordAll counts queries like Record, in their order. Consecutive queries share look-ups, and the lock of a shard
+// is taken once.
 func (s *Queries) RecordAll(list []Query) {
 	var (
 		sh   *shard
@@ -301,7 +301,7 @@ func (s *Queries) RecordAll(list []Query) {
 		}
 		sh.count(c, q, &k, t)
 		if isStory(q, slow, nil) {
-			sh.tell(q, nil)
+			sh.keepStory(q, nil)
 		}
 	}
 	if sh != nil {
@@ -309,7 +309,7 @@ func (s *Queries) RecordAll(list []Query) {
 	}
 }
 
-// answeredAt is when q was answered, by the clock of the statistics.
+// answeredAt returns the time at which q was answered, by the clock of the statistics.
 func (s *Queries) answeredAt(q *Query) int64 {
 	if q.Received > 0 {
 		return s.clock.at(q.Received + int64(q.Duration))
@@ -323,8 +323,8 @@ func (sh *shard) askAnswered(c *client, q *Query, k *keys, t int64) {
 	sh.ask(c, q, k, milliseconds(t-int64(took)), answerTime(took))
 }
 
-// tell keeps the story of q.
-func (sh *shard) tell(q *Query, trace *Trace) {
+// keepStory keeps the story of q.
+func (sh *shard) keepStory(q *Query, trace *Trace) {
 	overwritten, steps := sh.stories.push(q, trace)
 	if overwritten {
 		sh.lost[LossStory]++
@@ -349,7 +349,7 @@ func (sh *shard) count(c *client, q *Query, k *keys, t int64) {
 	}
 }
 
-// client finds or makes the statistics of a client. It runs with sh.mu held.
+// client returns the statistics of a client, and creates them if needed. sh.mu is held.
 func (s *Queries) client(sh *shard, addr netip.Addr, hash uint64, t int64) *client {
 	if c := sh.clients.find(addr, uint32(hash)); c != nil {
 		return c
@@ -372,8 +372,8 @@ func (sh *shard) others(t int64) *client {
 	return sh.other
 }
 
-// evict makes room for one client in the place of the one that was silent longest. It runs with
-// held's lock: a shard that is busy meanwhile is left out.
+// evict makes room for one client by removing the one that was silent longest. The lock of held is held: a shard that
+// is busy is skipped.
 func (s *Queries) evict(held *shard, t int64) bool {
 	when := s.makeRoom.Load()
 	if t < when || !s.makeRoom.CompareAndSwap(when, t+makeRoomEvery) {
@@ -412,7 +412,7 @@ func (s *Queries) evict(held *shard, t int64) bool {
 	return true
 }
 
-// fold makes a client part of the shard's other.
+// fold merges a client into the shard's overflow client.
 func (sh *shard) fold(c *client, t int64) {
 	other := sh.others(t)
 	other.absorb(c, t)

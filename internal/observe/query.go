@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Source is where the answer to a client came from.
+// Source says where the answer to a client came from.
 type Source uint8
 
 // The sources.
@@ -14,8 +14,8 @@ const (
 	FromReplay   Source = iota // a stored wire answer sent again: the fast path
 	FromCache                  // the cache of the chain
 	FromStale                  // the cache, past the answer's TTL (RFC 8767)
-	FromUpstream               // a miss: somebody had to be asked
-	FromLocal                  // made here: hosts, templates, refusals
+	FromUpstream               // a miss: an upstream was asked
+	FromLocal                  // made on this node: hosts, templates, refusals
 
 	// NumSources is the number of sources, for arrays that are indexed by them.
 	NumSources = int(FromLocal) + 1
@@ -34,10 +34,10 @@ func (s Source) String() string {
 // MarshalText writes the name, for JSON.
 func (s Source) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// NoReply stands for the RCODE of a query that was dropped on purpose: its client got nothing.
+// NoReply replaces the RCODE of a query that was dropped on purpose, so that its client got no reply.
 const NoReply = -1
 
-// Query is one client's query and its end. Name is only valid during the call that it is passed to.
+// Query is one client's query and its end. Name is valid only during the call that it is passed to.
 type Query struct {
 	Client   netip.AddrPort // unmapped: IPv4 as IPv4
 	ID       uint16
@@ -46,8 +46,8 @@ type Query struct {
 	Type     uint16
 	Rcode    int
 	Source   Source
-	Received int64         // Unix nanoseconds: the kernel's receive timestamp where the socket gives one, see Arrival
-	Queued   time.Duration // time in the socket's queue before it was read, 0 where unknown
+	Received int64         // Unix nanoseconds: the kernel's receive timestamp if the socket has one, see Arrival
+	Queued   time.Duration // time in the socket's queue before it was read; 0 if unknown
 	Duration time.Duration // from Received to the answer handed to the socket
 	Upstream time.Duration // the part of Duration spent waiting for upstreams
 }

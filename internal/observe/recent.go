@@ -20,23 +20,23 @@ const (
 	exactSets    = 256
 	exactWays    = 8
 
-	// forgetAfter, in milliseconds, is when a question has no say in what comes later.
+	// forgetAfter, in milliseconds, is the age from which a question no longer affects later ones.
 	forgetAfter = 31_000
 )
 
-// What stands for the answer time of a question that has no answer yet, or one that is a failure.
+// Values that replace the answer time of a question without an answer, or with one that is a failure.
 const (
 	pending = 0xffff
 	failed  = 0xfffe
 )
 
-// answerTime is a duration in milliseconds that fits beside pending and failed.
+// answerTime returns a duration in milliseconds, kept apart from pending and failed.
 func answerTime(d time.Duration) uint16 {
 	return uint16(min(max(d, 0)/time.Millisecond, failed-1))
 }
 
-// failure tells whether a client does not take the answer for one. glibc and musl ask again at once then,
-// and musl once more when its time is over (res_msend.c); dropped on purpose is not lost either.
+// failure reports whether clients treat the answer as a failure. glibc and musl then ask again at once, and musl once
+// more after its timeout (res_msend.c); a query that was dropped on purpose is not lost either.
 func (q *Query) failure() bool { return q.Rcode != rcodeNoError && q.Rcode != rcodeNXDomain }
 
 // RCODEs that end a lookup (RFC 1035 section 4.1.1).
@@ -50,11 +50,11 @@ func milliseconds(t int64) uint32 {
 	return max(uint32(t/int64(time.Millisecond)), 1)
 }
 
-// since is how long ago then was, in milliseconds; negative where that is in the future, or so long ago
-// that it makes no difference.
+// since returns how long ago then was, in milliseconds; negative if it is in the future, or so long ago that it makes
+// no difference.
 func since(now, then uint32) int32 { return int32(now - then) }
 
-// near tells whether a and b are within d milliseconds.
+// near reports whether a and b are within d milliseconds.
 func near(a, b uint32, d int32) bool { return nearBit(a, b, d) != 0 }
 
 // nearBit is near as 1 or 0, without a branch.
@@ -75,22 +75,22 @@ type half struct {
 	id       uint16
 	port     uint16
 	answer   uint16 // milliseconds from asked, or pending, or failed
-	interval uint16 // milliseconds between the question before and this one; 0 where it is long
+	interval uint16 // milliseconds between the question before and this one; 0 if it was long ago
 }
 
-// fresh tells whether the half is recent enough to count.
+// fresh reports whether the half is recent enough to count.
 func (h *half) fresh(now uint32) bool {
 	return uint32(since(now, h.asked)) < forgetAfter && h.asked != 0
 }
 
-// earlier tells whether the half is fresh and not of the same lookup as one that is asked now. Most are not: that is
-// seen at once, whether it was ever asked or not.
+// earlier reports whether the half is fresh and belongs to an earlier lookup than the question that is asked now.
+// Most do not, which is decided at once, whether it was ever asked or not.
 func (h *half) earlier(now uint32) bool {
 	return uint32(since(now, h.asked)-pairGap-1) < forgetAfter-pairGap-1 && h.asked != 0
 }
 
-// late tells whether the answer was not there when the client had waited for so many milliseconds.
-// What was on its way at that time did not help any more.
+// late reports whether the answer was not there after the client had waited for so many milliseconds. An answer that
+// was on its way by then came too late.
 func (h *half) late(after int32) bool { return h.answer != failed && lateAnswer(h.answer, after) }
 
 func lateAnswer(answer uint16, after int32) bool {
@@ -98,7 +98,7 @@ func lateAnswer(answer uint16, after int32) bool {
 	return answer == pending || int32(answer) >= after-onItsWay
 }
 
-// question is what one client asks about one name: two halves for A and AAAA, else only the first.
+// question holds what one client asks about one name: two halves for A and AAAA, else only the first.
 type question struct {
 	tag   uint32
 	event uint32 // when it was last seen to be asked again after a wait, and by which half in the last bit
@@ -107,20 +107,21 @@ type question struct {
 
 func (e *question) repeated(now uint32, half int) { e.event = now&^1 | uint32(half) }
 
-// begin makes it a question that was never asked. A struct that is built and copied would wait for its small stores.
+// begin resets it to a question that was never asked. Building and copying a struct instead would wait for its small
+// stores.
 func (e *question) begin(tag uint32) {
 	*e = question{}
 	e.tag = tag
 }
 
-// questionSet is where a question can be. What is looked for is together, in one line of the processor's cache.
+// questionSet holds the possible places of a question. The searched data is together, in one cache line.
 type questionSet struct {
 	tag     [questionWays]uint32
 	last    [questionWays]uint32 // when each was asked last, in either half; 0 for an empty one
 	entries [questionWays]question
 }
 
-// find returns which entry is that of a question; -1 where it is not known.
+// find returns the index of the entry of a question; -1 if it is unknown.
 func (s *questionSet) find(tag uint32) int {
 	at := first(s.tag[:], tag, 0)
 	if at >= 0 && s.last[at] == 0 {
@@ -137,10 +138,10 @@ func (s *questionSet) place(tag, now uint32) (at int, missed bool) {
 	return at, age >= 0 && age < soonForgotten
 }
 
-// first returns which is the first of the tags that is tag, apart from some bits; -1 where none is. Like oldest it looks
-// at all of them: where the search would end cannot be foreseen, and a branch that is guessed wrong costs more.
+// first returns the index of the first of tags that equals tag, ignoring the bits of apart; -1 if none does. Like
+// oldest it looks at all of them: where the search ends cannot be predicted, and a mispredicted branch costs more.
 func first(tags []uint32, tag, apart uint32) int {
-	found := uint64(0) // a bit for each tag, the first one's is the highest
+	found := uint64(0) // one bit for each tag, the highest for the first
 	for _, t := range tags {
 		other := uint64((t ^ tag) &^ apart)
 		found = 2*found + (other-1)>>63
@@ -151,8 +152,9 @@ func first(tags []uint32, tag, apart uint32) int {
 	return len(tags) - bits.Len64(found)
 }
 
-// oldest returns which of at most eight times was longest ago, and how long; with a negative age the first of those that
-// are 0, which come before all others. The age is not looked up with the index: then the compiler would make branches.
+// oldest returns the index of the oldest of at most eight times, and its age; times that are 0 come before all
+// others, and then the age is negative. The age is not looked up by index, because the compiler would then make
+// branches.
 func oldest(times []uint32, now uint32) (at int, age int32) {
 	best := uint64(math.MaxUint64)
 	for i, t := range times {
@@ -165,40 +167,40 @@ func oldest(times []uint32, now uint32) (at int, age int32) {
 	return int(best & 7), int32(1<<31 - uint32(best>>3))
 }
 
-// exactSet holds single questions as they came, port and ID included: one line of the processor's cache.
+// exactSet holds single questions with port and ID: one cache line.
 type exactSet struct {
 	tag   [exactWays]uint32 // the last two bits are the state; 0 for an empty one
 	asked [exactWays]uint32 // milliseconds; 0 for an empty one
 }
 
-// exactOrder tells which entry of an exactSet is replaced next: it has their numbers, four bits each, from the newest in
-// the lowest to the oldest, as they came here. To compare their times would cost more than to find a question.
+// exactOrder holds the indexes of an exactSet's entries, four bits each, from the newest in the lowest bits to the
+// oldest, by arrival. The oldest is replaced next. Comparing their times would cost more than finding a question.
 type exactOrder uint32
 
 const firstOrder exactOrder = 0x76543210
 
-// next makes the oldest one the newest, and returns which it is.
+// next makes the oldest entry the newest, and returns its index.
 func (o *exactOrder) next() int {
 	*o = exactOrder(bits.RotateLeft32(uint32(*o), 4))
 	return int(*o % exactWays)
 }
 
-// renew makes one the newest.
+// renew makes an entry the newest.
 func (o *exactOrder) renew(at int) { *o = o.without(at)<<4 | exactOrder(at) }
 
-// drop makes one the oldest: it is empty.
+// drop makes an entry the oldest: it is empty.
 func (o *exactOrder) drop(at int) { *o = o.without(at) | exactOrder(at)<<28 }
 
-// without has the other ones in their order.
+// without returns the order of the other entries.
 func (o exactOrder) without(at int) exactOrder {
-	// Its four bits are those that become zero, of which the lowest borrow when one is taken away.
+	// The four bits of the entry become zero; the lowest such group borrows in the subtraction.
 	same := uint32(o) ^ uint32(at)*0x11111111
 	place := bits.TrailingZeros32((same-0x11111111)&^same&0x88888888) &^ 3
 	newer := o & (1<<place - 1)
 	return o>>place>>4<<place | newer
 }
 
-// find returns which one is the question with the tag; -1 where there is none.
+// find returns the index of the question with the tag; -1 if there is none.
 func (s *exactSet) find(tag uint32) int {
 	at := first(s.tag[:], tag, 3)
 	if at >= 0 && s.asked[at] == 0 {
@@ -250,8 +252,7 @@ func (r *recent) init() {
 // musl at any moment.
 const soonForgotten = retry
 
-// swap finds the same question, port and ID included, and puts this one in its place. age is 0 where
-// there was none.
+// swap replaces the same question, port and ID included, by this one. age is 0 if there was none.
 func (r *recent) swap(k *keys, now uint32, answer uint16) (age int32, state uint32) {
 	set := &r.exacts[k.exactSet%exactSets]
 	at := set.find(k.exact)
@@ -262,7 +263,7 @@ func (r *recent) swap(k *keys, now uint32, answer uint16) (age int32, state uint
 	} else {
 		at = order.next()
 	}
-	if answer == failed { // what comes after a failure is no wonder
+	if answer == failed { // a repetition after a failure is expected
 		set.tag[at], set.asked[at] = 0, 0
 		order.drop(at)
 		return age, state

@@ -1,24 +1,22 @@
 package observe
 
-// How stub resolvers ask again, in milliseconds after the question before:
+// How stub resolvers ask again, in milliseconds after the previous question:
 //
-//   - glibc (2.36, measured): after 5 s both A and AAAA, from the same port with the same ID; after
-//     another 5 s again, with the same ID from new ports.
-//   - Go (measured): after 5 s, from a new port with a new ID, only the type without answer; two
-//     attempts altogether.
-//   - musl (1.2.3, measured): after 2.5 s, from the same port with the same ID, only the type without
-//     answer.
-//   - Each of them asks again after an answer that is a failure: glibc and Go at once, musl at once and after
-//     2.5 s (src/network/res_msend.c). That is no wait in vain, and nothing was lost.
+// - glibc (2.36, measured): after 5 s both A and AAAA, from the same port with the same ID; after another 5 s again,
+// with the same ID from new ports.
+// - Go (measured): after 5 s, from a new port with a new ID, only the type without an answer; two attempts in total.
+// - musl (1.2.3, measured): after 2.5 s, from the same port with the same ID, only the type without an answer.
+// - All of them ask again after an answer that is a failure: glibc and Go at once, musl at once and after 2.5 s
+// (src/network/res_msend.c). This is not a retransmit: nothing was lost.
 //
-// The same question from the same port with the same ID is no accident. The same question from a new
-// port with a new ID, 5 s later, is what Go does, and what a program does that polls a name each 5 s.
-// They are told apart by what belongs to them:
+// The same question from the same port with the same ID is no coincidence. The same question from a new port with a
+// new ID, 5 s later, is typical of Go, but also of a program that polls a name every 5 s. They are told apart as
+// follows:
 //
-//   - The first question has no answer, or got it when the 5 s were over: a program would have waited.
-//   - It was half of a pair, and the other half is not asked again: a program asks for both again.
-//   - Else by what comes next. Who polls asks a third time; Go does not, it has its answer or has given
-//     up after two attempts. And who polls has asked 5 s before. What remains is only suspected.
+// - The first question has no answer, or got it after the 5 s were over: a polling program would have waited.
+// - It was half of a pair, and the other half is not asked again: a polling program asks for both again.
+// - Else by the next question. A polling program asks a third time; Go does not, because it has its answer or has
+// given up after two attempts. A polling program also asked 5 s before. The rest is only suspected.
 const (
 	retry     = 5000
 	muslRetry = 2500
@@ -37,25 +35,25 @@ const (
 	// joinGap is the most between the halves that are asked again: some resolvers ask for the second
 	// when the first is answered, and that may take a round trip now.
 	joinGap = 300
-	// thirdWithin is how soon after its second question a program is expected to poll again.
+	// thirdWithin is the time after its second question within which a program is expected to poll again.
 	thirdWithin = 7500
-	// A question whose predecessor was so far is one of a series.
+	// A question whose predecessor was this long ago is one of a series.
 	seriesFrom, seriesTo = 3500, 7500
 )
 
 func after(age, interval, late int32) bool { return age >= interval-early && age <= interval+late }
 
-// wait is what a decision about a repeated question waits for.
+// wait says what a decision about a repeated question waits for.
 type wait uint8
 
 const (
-	// The other half comes along: it never came at first (glibc). Else the reply was lost.
+	// waitNewHalf: the other half arrives, which never arrived before (glibc). Else the reply was lost.
 	waitNewHalf wait = iota
 	// The other half is asked again, too: not Go's way with half a pair. Then a third question decides.
 	waitBothHalves
-	// The other half is asked again: it is a new pair. Else the query was lost (Go).
+	// waitRepeatedHalf: the other half is asked again, so it is a new pair. Else the query was lost (Go).
 	waitRepeatedHalf
-	// A third question comes: polling.
+	// waitThird: a third question arrives, so it is polling.
 	waitThird
 )
 
@@ -75,8 +73,8 @@ type retransmit struct {
 	suspected bool
 }
 
-// lost is for a question that is asked again together with its other half, which never came before. From the
-// same port it is the same lookup's; from another one it may be somebody else's.
+// lost handles a question that is asked again together with its other half, which never arrived before. From the same
+// port it belongs to the same lookup; from another one it may belong to another lookup.
 func (r *retransmit) lost(port, other uint16) { r.cause, r.suspected = QueryLost, port != other }
 
 func (c *client) countRetransmit(r retransmit) {
@@ -87,7 +85,7 @@ func (c *client) countRetransmit(r retransmit) {
 	}
 }
 
-// decisions are few: what is open is at most 7.5 s old.
+// decisions holds the few open decisions: each is at most 7.5 s old.
 type decisions struct {
 	open [32]decision
 	n    int
@@ -127,7 +125,7 @@ func (d *decisions) reckon() {
 	}
 }
 
-// add is false where there is no room.
+// add returns false if there is no room.
 func (d *decisions) add(x decision) bool {
 	if d.n == len(d.open) {
 		return false
@@ -157,8 +155,8 @@ func (r *recent) redirect(from, to *client) {
 	}
 }
 
-// ask notes a question that came over UDP at now, and finds out whether it is one that is asked again.
-// answer is the time that its answer took, or pending.
+// ask notes a question that arrived over UDP at now, and finds out whether it is a repetition. answer is the time
+// that its answer took, or pending.
 func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
 	if answer != pending && q.failure() {
 		answer = failed
@@ -167,7 +165,7 @@ func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
 	r.init()
 	r.decisions.settle(now)
 	age, state := r.swap(k, now, answer)
-	known := c.known(now) // what is older is of who had the address before
+	known := c.known(now) // older entries belong to the previous owner of the address
 	if age > known {
 		age = 0
 	}
@@ -200,16 +198,16 @@ func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
 		e.repeated(now, i)
 		sh.again(c, e, other, seen, age, state)
 	default:
-		sh.perhaps(c, e, i, seen)
+		sh.maybeRepeated(c, e, i, seen)
 	}
-	interval := now - mine.asked // as unsigned numbers: what is in the future is far away
+	interval := now - mine.asked // as unsigned numbers: a time in the future is far away
 	if interval > 0xffff {
 		interval = 0
 	}
 	if mine.asked == 0 {
 		interval = 0
 	}
-	// Each of these is a move on a condition, no branch: what is known of a question is as good as random.
+	// Each of these is a conditional move and no branch: what is known of a question is as good as random.
 	last := now
 	if since(other.asked, now) > 0 { // it was overtaken
 		last = other.asked
@@ -217,14 +215,14 @@ func (sh *shard) ask(c *client, q *Query, k *keys, now uint32, answer uint16) {
 	if last == 0 {
 		last = now
 	}
-	// One by one: a struct is built and copied, and the copy waits for the small stores before it.
+	// One by one: a struct would be built and copied, and the copy would wait for the small stores before it.
 	mine.asked, mine.id, mine.port, mine.answer, mine.interval = now, q.ID, seen.port, answer, uint16(interval)
 	set.last[at] = last
 }
 
-// otherID tells whether the same was asked from the same port with another ID, after the question that was asked so
-// long ago. A resolver keeps its socket for one lookup; where one socket is used for all, as by a forwarder, an
-// ID is the same again by accident.
+// otherID reports whether the same question was asked from the same port with another ID, after the one that was
+// asked age ago. A resolver keeps its socket for one lookup; if one socket serves all lookups, as in a forwarder, an
+// equal ID is a coincidence.
 func (h *half) otherID(q asked, age int32) bool {
 	return h.asked != 0 && h.port == q.port && h.id != q.id && since(q.now, h.asked) < age
 }
@@ -262,7 +260,7 @@ func (sh *shard) joins(e *question, half int, port uint16) {
 	}
 }
 
-// again is for a question that came before with the same port and ID.
+// again handles a question that arrived before with the same port and ID.
 func (sh *shard) again(c *client, e *question, other *half, q asked, age int32, state uint32) {
 	counts := retransmit{resolver: UnknownResolver, cause: ReplyLost}
 	slow := state == statePending || state == stateVeryLate
@@ -288,8 +286,8 @@ func (sh *shard) known(c *client, e *question, other *half, q asked, first uint3
 	if slow || both && other.late(age) {
 		counts.cause = SlowUpstream
 	} else if counts.resolver != Musl && c.pairsUp() && !both && (other.asked == 0 || since(other.asked, first) <= 0 || since(now, other.asked) <= pairGap) {
-		// glibc sends both halves again: is the other one here for the first time? That cannot be told
-		// of a name that was asked for meanwhile.
+		// glibc sends both halves again: did the other one arrive for the first time? That cannot be decided if the
+		// name was asked meanwhile.
 		if near(now, other.asked, pairGap) {
 			counts.lost(q.port, other.port)
 		} else {
@@ -300,8 +298,8 @@ func (sh *shard) known(c *client, e *question, other *half, q asked, first uint3
 	c.countRetransmit(counts)
 }
 
-// perhaps is for a question that never came before with this port and ID.
-func (sh *shard) perhaps(c *client, e *question, i int, q asked) {
+// maybeRepeated handles a question that never arrived before with this port and ID.
+func (sh *shard) maybeRepeated(c *client, e *question, i int, q asked) {
 	mine, other := &e.half[i], &e.half[1-i]
 	d := &sh.recent.decisions
 	if d.n > 0 && mine.earlier(q.now) {
@@ -323,11 +321,11 @@ func (sh *shard) perhaps(c *client, e *question, i int, q asked) {
 			sh.known(c, e, other, q, mine.asked, age, retransmit{resolver: Glibc, cause: ReplyLost}, mine.late(age))
 		case q.id != mine.id && after(age, retry, lateGo):
 			e.repeated(q.now, i)
-			sh.likeGo(c, e, mine, other, q.now, age, series)
+			sh.repeatedLikeGo(c, e, mine, other, q.now, age, series)
 		}
 	case !other.earlier(q.now) || near(other.asked, mine.asked, pairGap) || other.late(otherAge):
 	case after(otherAge, muslRetry, lateKnown) && q.port == other.port:
-		// musl asks again only for what has no answer: this half came for the first time now.
+		// musl asks again only for what has no answer: this half arrived for the first time now.
 		e.repeated(q.now, i)
 		c.countRetransmit(retransmit{resolver: Musl, cause: QueryLost, suspected: true})
 	case after(otherAge, retry, lateGo) && q.port != other.port && q.id != other.id && c.pairsUp():
@@ -339,8 +337,8 @@ func (sh *shard) perhaps(c *client, e *question, i int, q asked) {
 	}
 }
 
-// likeGo decides about a question that is asked again after 5 s by somebody who forgot port and ID.
-func (sh *shard) likeGo(c *client, e *question, mine, other *half, now uint32, age int32, series bool) {
+// repeatedLikeGo decides about a question that is asked again after 5 s with another port and ID.
+func (sh *shard) repeatedLikeGo(c *client, e *question, mine, other *half, now uint32, age int32, series bool) {
 	counts := retransmit{resolver: Go, cause: ReplyLost}
 	switch pair := near(other.asked, mine.asked, pairGap); {
 	case mine.late(age):

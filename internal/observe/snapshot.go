@@ -11,16 +11,16 @@ import (
 // QueriesSnapshot is a copy of the statistics of Queries. Those of several nodes merge by Add.
 type QueriesSnapshot struct {
 	At time.Time `json:"at"`
-	// Coverage is how long each window really is, for rates: it begins at a multiple of its step, so
-	// it is up to half longer than its name says, and shorter after the start.
+	// Coverage is the real length of each window, for rates: a window begins at a multiple of its step, so it is up
+	// to half longer than its name says, and shorter after the start.
 	Coverage [NumWindows]time.Duration `json:"coverageNanoseconds"`
 	// Total is the sum over Clients.
 	Total [NumWindows]Counts `json:"total"`
-	// Upstream are the times that misses spent waiting for upstreams, Queued those that queries spent
-	// in the queue of the socket, where it is known and not 0.
+	// Upstream is the time that misses spent waiting for upstreams, Queued the time that queries spent in the
+	// socket's queue, if it is known and not 0.
 	Upstream [NumWindows]Latency `json:"upstream"`
 	Queued   [NumWindows]Latency `json:"queued"`
-	// Clients are sorted by address; Overflow, if there is one, is the last.
+	// Clients are sorted by address; Overflow, if present, is the last.
 	Clients []ClientSnapshot `json:"clients"`
 	// Tops are since the start, RecentTops since RecentCoverage ago, 30 minutes to an hour: both are
 	// indexed by TopBy. Those of BySlowest are in microseconds. Names of more than 127 bytes are cut.
@@ -44,11 +44,11 @@ type ClientSnapshot struct {
 	Names Top `json:"names"`
 }
 
-// Snapshot copies the statistics as they are at now. Each query that ended before is in it, each that
-// ends meanwhile is in it or not. It takes the locks for one client at a time.
+// Snapshot copies the statistics at now. Every query that ended before is included; queries that end meanwhile may
+// be. It takes the locks for one client at a time.
 func (s *Queries) Snapshot(now time.Time) *QueriesSnapshot {
 	t := max(s.clock.at(now.UnixNano()), s.clock.latest.Load())
-	// A client's copy has 5 KB: each is made once, at the place where it stays until it is sorted.
+	// A client's copy has 5 KB: each is created once, where it stays until it is sorted.
 	v := &QueriesSnapshot{At: now, InFlight: s.inFlight.Load(), Clients: make([]ClientSnapshot, 0, int(s.clients.Load())+numShards)}
 	v.Lost[LossNoClient] = s.noClient.Load()
 	v.Coverage = coverage(s.started, t)
@@ -79,8 +79,8 @@ func (s *Queries) Snapshot(now time.Time) *QueriesSnapshot {
 	return v
 }
 
-// snapshotClients appends copies of the shard's clients to all. A client that loses its place meanwhile would be counted
-// twice, in Overflow too: then it begins anew, at the third time without letting go of the lock.
+// snapshotClients appends copies of the shard's clients to all. A client that loses its place meanwhile would be
+// counted twice, because Overflow has it too: the copy then starts again, the third time without releasing the lock.
 func (sh *shard) snapshotClients(all []ClientSnapshot, clock *timeline, t int64) (list []ClientSnapshot, other *ClientSnapshot) {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -97,7 +97,7 @@ func (sh *shard) snapshotClients(all []ClientSnapshot, clock *timeline, t int64)
 			c.snapshot(&list[len(list)-1], clock, t)
 			if try < 3 {
 				sh.mu.Unlock()
-				// Whoever waits has been woken, and would find the lock taken again: it is theirs now.
+				// A waiter has been woken, and would otherwise find the lock taken again.
 				runtime.Gosched()
 				sh.mu.Lock()
 			}
@@ -127,7 +127,8 @@ func (c *client) snapshot(v *ClientSnapshot, clock *timeline, t int64) {
 	v.Windows[SinceStart] = c.tally.since(nil)
 }
 
-// snapshotCommon adds what the shard's clients have in common. What takes longer than a copy is done without the lock.
+// snapshotCommon adds what the shard's clients have in common. Everything that takes longer than a copy is done
+// without the lock.
 func (sh *shard) snapshotCommon(v *QueriesSnapshot, t int64) {
 	stories := make([]story, 0, storiesPerShard)
 	sh.mu.Lock()
@@ -187,7 +188,7 @@ func (s *QueriesSnapshot) Add(other *QueriesSnapshot) {
 	}
 }
 
-// MaxStories is how many stories a merged snapshot keeps: those of four nodes at least.
+// MaxStories is how many stories a merged snapshot keeps: at least those of four nodes.
 const MaxStories = 4 * numShards * storiesPerShard
 
 // Add merges the statistics of the same client on another node into c.
@@ -204,7 +205,7 @@ func (c *ClientSnapshot) Add(other *ClientSnapshot) {
 	c.Names.Add(&other.Names)
 }
 
-// mergeClients makes one of those that are the same.
+// mergeClients merges entries of the same client.
 func mergeClients(lists ...[]ClientSnapshot) []ClientSnapshot {
 	n := 0
 	for _, list := range lists {
@@ -225,10 +226,10 @@ func mergeClients(lists ...[]ClientSnapshot) []ClientSnapshot {
 	return all
 }
 
-// sortClients sorts by address. What is no address comes last.
+// sortClients sorts by address. Entries without an address come last.
 func sortClients(list []ClientSnapshot) {
 	type key struct {
-		addr  netip.Addr // invalid for what is none
+		addr  netip.Addr // invalid if there is none
 		index int
 	}
 	keys := make([]key, len(list))
@@ -248,7 +249,7 @@ func sortClients(list []ClientSnapshot) {
 		}
 		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(list[a.index].Client, list[b.index].Client))
 	})
-	// Each is moved once, along the circles that the new order is made of.
+	// Each entry is moved once, along the cycles of the permutation.
 	for i := range keys {
 		if keys[i].index == i {
 			continue

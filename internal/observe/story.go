@@ -10,7 +10,7 @@ import (
 // storiesPerShard is how many slow and failed queries each shard remembers.
 const storiesPerShard = 24
 
-// Story is what there is to tell of one slow or failed query.
+// Story is the record of one slow or failed query.
 type Story struct {
 	Received time.Time      `json:"received"`
 	Client   netip.AddrPort `json:"client"`
@@ -24,7 +24,7 @@ type Story struct {
 	Queued   time.Duration  `json:"queuedNanoseconds"`
 	Upstream time.Duration  `json:"upstreamNanoseconds"`
 	Steps    []Step         `json:"steps,omitempty"`     // in the order in which they were reported
-	LostStep int            `json:"lostSteps,omitempty"` // how many more there were
+	LostStep int            `json:"lostSteps,omitempty"` // number of steps that did not fit
 }
 
 // stories is a ring, written under its shard's lock. Its entries are made when the first is needed.
@@ -42,8 +42,8 @@ type story struct {
 	lost  int
 }
 
-// isStory tells which queries are worth one: slow ones, those that brought no answer that the client
-// can use, and those for which an upstream failed.
+// isStory reports whether a query deserves a story: it was slow, brought no answer that the client can use, or an
+// upstream failed.
 func isStory(q *Query, slow time.Duration, t *Trace) bool {
 	switch OutcomeOf(q.Rcode) {
 	case NoError, NXDomain:

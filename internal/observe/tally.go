@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// Resolver is a stub resolver, known by how it asks again.
+// Resolver is a stub resolver, recognized by how it asks again.
 type Resolver uint8
 
 // The resolvers.
@@ -39,7 +39,7 @@ type Cause uint8
 const (
 	SlowUpstream Cause = iota // the first question was unanswered, or answered too late
 	ReplyLost                 // it was answered in time, and asked again
-	QueryLost                 // it never came here, but the other half of its A/AAAA pair did
+	QueryLost                 // the query never arrived, but the other half of its A/AAAA pair did
 
 	// NumCauses is the number of causes, for arrays that are indexed by them.
 	NumCauses = int(QueryLost) + 1
@@ -61,21 +61,19 @@ func (c Cause) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 // numRcodes is the number of outcomes that are answers.
 const numRcodes = int(OtherRcode) + 1
 
-// Counts is what happened to queries in one window.
+// Counts holds what happened to queries in one window.
 type Counts struct {
 	// Sources counts queries by Source, Rcodes by Outcome (the first five, by RCODE).
 	Sources [NumSources]uint64 `json:"sources"`
 	Rcodes  [numRcodes]uint64  `json:"rcodes"`
-	// Retransmits counts how often a client waited in vain and asked again, by Resolver and Cause: a
-	// pair of A and AAAA that is sent again counts once. Suspected counts by Cause what may have been
-	// that, or something else.
+	// Retransmits counts how often a client got no reply in time and asked again, by Resolver and Cause: a pair of A
+	// and AAAA that is sent again counts once. Suspected counts by Cause the cases that may have another explanation.
 	Retransmits [NumResolvers][NumCauses]uint64 `json:"retransmits"`
 	Suspected   [NumCauses]uint64               `json:"suspected"`
-	// Hit is the time to the answer where nobody had to be asked, Miss where an upstream was.
+	// Hit is the time to the answer without an upstream, Miss with one.
 	Hit  Latency `json:"hit"`
 	Miss Latency `json:"miss"`
-	// Upstream is the part of all time that was spent waiting for upstreams, Queued that in the queue
-	// of the socket.
+	// Upstream is the part of all time that was spent waiting for upstreams, Queued the part in the socket's queue.
 	Upstream time.Duration `json:"upstreamNanoseconds"`
 	Queued   time.Duration `json:"queuedNanoseconds"`
 }
@@ -105,7 +103,7 @@ func (c *Counts) Add(other *Counts) {
 // Queries is the number of queries.
 func (c *Counts) Queries() uint64 { return c.Hits() + c.Misses() }
 
-// Hits is the number of queries for which nobody had to be asked, stale answers included.
+// Hits returns the number of queries that were answered without an upstream, stale answers included.
 func (c *Counts) Hits() uint64 {
 	var n uint64
 	for s, k := range c.Sources {
@@ -119,7 +117,7 @@ func (c *Counts) Hits() uint64 {
 // Misses is the number of queries for which an upstream was asked.
 func (c *Counts) Misses() uint64 { return c.Sources[FromUpstream] }
 
-// Retransmitted is the number of Retransmits of all kinds, without those suspected.
+// Retransmitted returns the number of Retransmits of all kinds, without the suspected ones.
 func (c *Counts) Retransmitted() uint64 {
 	var n uint64
 	for r := range c.Retransmits {
@@ -130,14 +128,14 @@ func (c *Counts) Retransmitted() uint64 {
 	return n
 }
 
-// SearchWaste is the number of NXDOMAIN answers for each answer with RCODE 0: with the search path
-// that Kubernetes gives pods (ndots:5), an external name costs three to four. NODATA counts as an
-// answer. It is the number of NXDOMAINs where there was no answer at all.
+// SearchWaste returns the number of NXDOMAIN answers for each answer with RCODE 0: with the search path that
+// Kubernetes gives pods (ndots:5), an external name costs three to four. NODATA counts as an answer. It returns the
+// number of NXDOMAIN answers if there is no answer with RCODE 0.
 func (c *Counts) SearchWaste() float64 {
 	return float64(c.Rcodes[NXDomain]) / float64(max(c.Rcodes[NoError], 1))
 }
 
-// The counters of a client are one array, so that marks are made of it by one loop.
+// The counters of a client form one array, so that one loop makes a mark of them.
 const (
 	atSources     = 0
 	atRcodes      = atSources + NumSources
@@ -212,7 +210,7 @@ func (m *tallyMark) add(other *tallyMark) {
 	}
 }
 
-// since is what was counted after the mark was made; all where m is nil.
+// since returns what was counted after the mark was made; everything if m is nil.
 func (t *tally) since(m *tallyMark) Counts {
 	var n [numCounters]uint64
 	sums := t.time

@@ -7,13 +7,12 @@ import (
 	"strings"
 )
 
-// topNames counts the most frequent names in fixed space: filtered space-saving (Homem and Carvalho
-// 2010, after Metwally, Agrawal and El Abbadi 2005). A name that is not listed is counted in a cell, with
-// all names whose hashes share it. When a cell has more than the least of the list, the name that came
-// last takes its place, with what the cell had before as error. So a listed name was counted at most
-// as often as it says, and at least that less the error, and one that is not listed at most as often as
-// its cell says. Entries are kept in order of their counts: frequent names are found at once, and the
-// least is the last.
+// topNames counts the most frequent names in fixed space: filtered space-saving (Homem and Carvalho 2010, after
+// Metwally, Agrawal and El Abbadi 2005). A name that is not listed is counted in a cell, together with all names
+// whose hashes share it. When a cell exceeds the smallest count of the list, the latest name of the cell replaces
+// that entry, with the previous value of the cell as its error. So a listed name was counted at most as often as its
+// count says, and at least count minus error; an unlisted name at most as often as its cell says. Entries are sorted
+// by count: frequent names are found at once, and the smallest is the last.
 type topNames struct {
 	hash   []uint64
 	count  []uint64
@@ -34,9 +33,9 @@ type topEntry struct {
 // shortList is the size up to which it is quicker to look at the list than whether that is worth it.
 const shortList = 8
 
-// newTopNames makes a list of size names of room bytes, and cells, a power of two.
+// newTopNames returns a list of size names of room bytes, with cells, a power of two.
 func newTopNames(size, room, cells int) topNames {
-	words := make([]uint64, 2*size+cells) // together, for the sake of the processor's cache
+	words := make([]uint64, 2*size+cells) // one allocation, for the processor's cache
 	t := topNames{
 		hash: words[:size:size], count: words[size : 2*size : 2*size], cell: words[2*size:],
 		entry: make([]topEntry, size), listed: make([]uint8, cells),
@@ -48,7 +47,7 @@ func newTopNames(size, room, cells int) topNames {
 	return t
 }
 
-// clone is a copy that can be read without the lock that guards t; nil of nil.
+// clone returns a copy that can be read without the lock that guards t; nil for nil.
 func (t *topNames) clone() *topNames {
 	if t == nil {
 		return nil
@@ -82,7 +81,7 @@ func (t *topNames) add(hash uint64, name []byte) {
 // peak keeps the names with the highest n instead of counting.
 func (t *topNames) peak(hash uint64, name []byte, n uint64) {
 	if int(t.used) == len(t.hash) && n <= t.count[t.used-1] {
-		return // if the name is here, its peak is as high
+		return // if the name is listed, its peak is as high
 	}
 	i := t.find(hash)
 	if i < 0 {
@@ -103,8 +102,8 @@ func (t *topNames) find(hash uint64) int {
 	return -1
 }
 
-// take gives a name an empty entry or that of the least, whose count goes to its cell. The entry's
-// count is still to be raised; its error is to be set.
+// take gives a name an empty entry or the one with the smallest count, which goes to its cell. The caller raises the
+// entry's count and sets its error.
 func (t *topNames) take(hash uint64, name []byte) int {
 	i := int(t.used)
 	if i < len(t.hash) {
@@ -124,14 +123,15 @@ func (t *topNames) take(hash uint64, name []byte) int {
 	return i
 }
 
-// raise makes the count of entry i greater and keeps the order.
+// raise increases the count of entry i and keeps the order.
 func (t *topNames) raise(i int, count uint64) {
-	// How far up it goes cannot be foreseen: to count those that stay before it costs less than a wrong guess.
+	// The target position cannot be predicted: counting the entries that stay before it costs less than a
+	// mispredicted branch.
 	j := 0
 	for _, n := range t.count[:i] {
 		j += int((n-count)>>63 ^ 1) // no count is that large
 	}
-	if j < i && t.count[j] > t.count[i] { // not the usual case of equals and count one more
+	if j < i && t.count[j] > t.count[i] { // not the usual case of equal counts and one more
 		for ; i > j; i-- {
 			t.swap(i, i-1)
 		}
@@ -158,8 +158,8 @@ func (t *topNames) peakFloor() uint64 {
 	return t.count[t.used-1]
 }
 
-// merge counts what other has counted, of the same size and cells. The bounds of both add up: what is
-// not listed counts as much as its cell.
+// merge adds the counts of other, which has the same size and cells. The bounds of both add up: an unlisted name
+// counts as much as its cell.
 func (t *topNames) merge(other *topNames) {
 	type merged struct {
 		hash, count, err uint64
@@ -210,7 +210,7 @@ func (t *topNames) mergePeaks(other *topNames) {
 	}
 }
 
-// clear forgets all names; of nil there are none.
+// clear removes all names; it accepts nil.
 func (t *topNames) clear() {
 	if t == nil {
 		return
@@ -232,7 +232,7 @@ func (t *topNames) bytes(i int) []byte {
 	return t.roomAt(e.slot)[:min(int(e.length), int(t.room))]
 }
 
-// snapshot lists the names. floor is one of the two above.
+// snapshot returns the names. floor is one of the two above.
 func (t *topNames) snapshot(floor uint64) Top {
 	var names []TopName
 	for i, e := range t.entry[:t.used] {
@@ -251,8 +251,8 @@ type Top struct {
 	Names []TopName `json:"names"`
 }
 
-// TopName is a name in presentation format (see NameText) and how often it was counted: at most Count
-// times and at least Count − Error.
+// TopName is a name in presentation format (see NameText) and how often it was counted: at most Count times and at
+// least Count − Error.
 type TopName struct {
 	Name  string `json:"name"`
 	Count uint64 `json:"count"`
@@ -290,7 +290,7 @@ func (t *Top) AddPeaks(other *Top) {
 	t.replace(names, other.Size)
 }
 
-// replace makes names the list, as far as there is room. What is cut off raises the floor.
+// replace makes names the list, as far as there is room. Entries that are cut off raise the floor.
 func (t *Top) replace(names map[string]TopName, size int) {
 	t.Size = max(t.Size, size)
 	t.Names = make([]TopName, 0, len(names))
@@ -314,7 +314,7 @@ func index(names []TopName) map[string]TopName {
 	return m
 }
 
-// sum does not overflow: what other nodes say is not to make small numbers of large ones.
+// sum does not overflow: counts from other nodes must not wrap around.
 func sum(a, b uint64) uint64 {
 	if a > math.MaxUint64-b {
 		return math.MaxUint64

@@ -2,7 +2,7 @@ package observe
 
 import "time"
 
-// TopBy is what names are ordered by.
+// TopBy says what names are ordered by.
 type TopBy uint8
 
 // The orders.
@@ -31,12 +31,11 @@ func (b TopBy) String() string {
 func (b TopBy) MarshalText() ([]byte, error) { return []byte(b.String()), nil }
 
 const (
-	// topSize is how many names each list of a shard has, of topRoom bytes: longer ones are cut.
+	// topSize is how many names each list of a shard has, of topRoom bytes: longer names are cut.
 	topSize  = 24
 	topRoom  = 128
 	topCells = 128
-	// topPeriod is how long names are counted before they become the past: what is recent is this
-	// period and the one before.
+	// topPeriod is the length of a counting period: the recent list covers this period and the one before.
 	topPeriod = int64(30 * time.Minute)
 )
 
@@ -52,7 +51,7 @@ type tops struct {
 
 func (s *tops) init(t int64) { s.period = t / topPeriod }
 
-// made is the list in its place, made where there is none.
+// made returns the list at place, and creates it if needed.
 func made(place **topNames) *topNames {
 	if *place == nil {
 		makeList(place)
@@ -106,7 +105,7 @@ func (s *tops) count(q *Query, hash uint64) {
 	made(&s.present[BySlowest]).peak(hash, q.Name, uint64(max(q.Duration, 0)/time.Microsecond))
 }
 
-// topLists are copies of the lists of one order; nil where there is none.
+// topLists holds copies of the lists of one order; nil if there is none.
 type topLists struct{ present, before, ever *topNames }
 
 func (s *tops) copyOf(by TopBy) topLists {
@@ -133,7 +132,7 @@ func (l *topLists) addTo(ever, recent *Top, by TopBy) {
 	add(l.ever, ever)
 }
 
-// recentTops is how far the recent lists reach back at time t.
+// recentTops returns how far the recent lists reach back at time t.
 func recentTops(started, t int64) time.Duration {
 	return time.Duration(max(0, t-max(started, (t/topPeriod-1)*topPeriod)))
 }

@@ -11,8 +11,8 @@ type Totals struct {
 	InFlight  int64             // between Begin and End
 }
 
-// Totals sums up at now. No counter is less than at the call before. It holds a shard's lock for as long as it
-// takes to add up its clients.
+// Totals returns the sums at now. No counter is lower than at the previous call. It holds a shard's lock for as long
+// as it takes to add up its clients.
 func (s *Queries) Totals(now time.Time) Totals {
 	latest := milliseconds(max(s.clock.at(now.UnixNano()), s.clock.latest.Load()))
 	t := Totals{Clients: int(s.clients.Load()), InFlight: s.inFlight.Load()}

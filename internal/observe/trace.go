@@ -7,14 +7,14 @@ import (
 	"time"
 )
 
-// MaxSteps is how many exchanges a Trace holds: the three attempts of a question, and those that the
-// protocol asks for.
+// MaxSteps is how many exchanges a Trace holds: the three attempts of a question, and those that the protocol
+// requires.
 const MaxSteps = 6
 
 // Step is one exchange in the story of a query.
 type Step struct {
 	Upstream string        `json:"upstream"` // "IP:port"
-	Start    time.Time     `json:"start"`    // zero where it is not known
+	Start    time.Time     `json:"start"`    // zero if unknown
 	Proto    Proto         `json:"proto"`
 	Outcome  Outcome       `json:"outcome"`
 	Rcode    int           `json:"rcode"`
@@ -22,15 +22,15 @@ type Step struct {
 	Hedge    bool          `json:"hedge,omitempty"`  // sent while an earlier one was waiting
 	Reused   bool          `json:"reused,omitempty"` // on a connection that had carried another one
 	Shared   bool          `json:"shared,omitempty"` // made for another client's question
-	// Overtaken by another one that answered: nobody knows how it would have ended. Outcome is Timeout then.
+	// Overtaken is true if another exchange answered first, so that its own end is unknown. Outcome is Timeout then.
 	Overtaken bool   `json:"overtaken,omitempty"`
 	Err       string `json:"error,omitempty"`
 }
 
-// Trace collects the exchanges of one query. Whoever serves the query puts it into its context by
-// WithTrace, those who exchange add to it, and Queries.End reads it. What is added after that, by a
-// refresh that outlives the query, is ignored. A Trace is used for one query only: a pool of them would
-// put the late exchanges of one query into another. The zero value is ready.
+// Trace collects the exchanges of one query. The server of the query puts it into its context with WithTrace, the
+// code that exchanges adds to it, and Queries.End reads it. Later additions, for example by a refresh that outlives
+// the query, are ignored. A Trace is used for one query only: a pool would mix the late exchanges of one query into
+// another. The zero value is ready to use.
 type Trace struct {
 	mu    sync.Mutex
 	ended bool
@@ -111,7 +111,7 @@ func (t *Trace) failed() bool {
 	return bad(t.first) || slices.ContainsFunc(t.more, bad)
 }
 
-// WithoutTrace returns a context as ctx without its Trace: for what a query sets off and does not wait for.
+// WithoutTrace returns ctx without its Trace, for work that a query starts and does not wait for.
 func WithoutTrace(ctx context.Context) context.Context {
 	if TraceFrom(ctx) == nil {
 		return ctx
@@ -122,12 +122,12 @@ func WithoutTrace(ctx context.Context) context.Context {
 // TraceKey is the key of a context's *Trace.
 type TraceKey struct{}
 
-// WithTrace returns a context that carries t. A context type of one's own whose Value returns it saves an allocation.
+// WithTrace returns a context that carries t. A context type whose Value returns it saves an allocation.
 func WithTrace(ctx context.Context, t *Trace) context.Context {
 	return context.WithValue(ctx, TraceKey{}, t)
 }
 
-// TraceFrom is the Trace that ctx carries; nil where there is none.
+// TraceFrom returns the Trace that ctx carries; nil if there is none.
 func TraceFrom(ctx context.Context) *Trace {
 	t, _ := ctx.Value(TraceKey{}).(*Trace)
 	return t

@@ -8,13 +8,13 @@ import (
 )
 
 const (
-	// DefaultMaxUpstreams is how many pairs of upstream and transport get statistics of their own.
-	// One costs about 16 KiB. kube-dns and the node's resolvers are fewer than 20 pairs.
+	// DefaultMaxUpstreams is how many pairs of upstream and transport get statistics of their own. One costs about 16
+	// KiB. kube-dns and the node's resolvers are fewer than 20 pairs.
 	DefaultMaxUpstreams = 256
-	// RecentFailures is how many failures of clients' exchanges each pair remembers.
+	// RecentFailures is how many failed exchanges of clients each pair remembers.
 	RecentFailures = 32
-	// RecentProbes is how many failed health checks each pair remembers: the first and the latest one of each
-	// of its last outages.
+	// RecentProbes is how many failed health checks each pair remembers: the first and the latest one of each of its
+	// last outages.
 	RecentProbes = 4
 	// Overflow is the name under which further upstreams are counted together.
 	Overflow = "~other"
@@ -36,9 +36,9 @@ type upstreamKey struct {
 	proto    Proto
 }
 
-// NewUpstreams returns statistics for at most limit pairs of upstream and transport; 0 stands for
-// DefaultMaxUpstreams. When they are used up, the pair that was silent longest among those nobody
-// holds a Sink of makes room; if there is none, the newcomers are counted together as Overflow.
+// NewUpstreams returns statistics for at most limit pairs of upstream and transport; 0 means DefaultMaxUpstreams. At
+// the limit, the pair that was silent longest among those without a Sink makes room; if there is none, new pairs are
+// counted together as Overflow.
 func NewUpstreams(limit int) *Upstreams { return newUpstreams(limit, time.Now()) }
 
 func newUpstreams(limit int, now time.Time) *Upstreams {
@@ -50,7 +50,7 @@ func newUpstreams(limit int, now time.Time) *Upstreams {
 	return u
 }
 
-// Sink implements Recorder. A pair that was known before goes on where it was.
+// Sink implements Recorder. A pair that was known before keeps its statistics.
 func (u *Upstreams) Sink(upstream string, proto Proto) Sink {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -115,8 +115,8 @@ func (u *Upstreams) snapshot(now time.Time) []UpstreamSnapshot {
 type UpstreamSnapshot struct {
 	Upstream string
 	Proto    Proto
-	// Windows are the same counters for each Window, with latencies in coarser buckets. Coverage is how
-	// long each really is; see QueriesSnapshot.
+	// Windows has the same counters for each Window, with latencies in coarser buckets. Coverage is the real length
+	// of each; see QueriesSnapshot.
 	Windows  [NumWindows]UpstreamCounts
 	Coverage [NumWindows]time.Duration
 	// Connections are open at the moment, the oldest first; OpenConnections is their number.
@@ -132,19 +132,20 @@ type UpstreamSnapshot struct {
 	BytesOut uint64
 	BytesIn  uint64
 	InFlight int64
-	// Latency is of clients' exchanges that ended in an answer: timeouts would only tell how long
-	// somebody was willing to wait.
+	// Latency counts clients' exchanges that ended in an answer: timeouts would only show how long the client was
+	// willing to wait.
 	Latency Buckets
-	// LastAnswer and LastFailure are zero where there was none; probes count.
+	// LastAnswer and LastFailure are zero if there was none; probes count.
 	LastAnswer  time.Time
 	LastFailure time.Time
-	// FailingSince is when the first exchange or health check failed that no answer came after; zero while it answers.
+	// FailingSince is the start of the first exchange or health check that failed and was followed by no answer; zero
+	// while the upstream answers.
 	FailingSince time.Time
 	// Failures are the most recent failures, newest first: RecentFailures of clients, RecentProbes of health checks.
 	Failures []Exchange
 }
 
-// upstreamStats is written by exchanges as they end. Only a failure takes its lock, and the first one in
+// upstreamStats is updated by exchanges as they end. Its lock is taken only by a failure and by the first exchange in
 // each step of the windows.
 type upstreamStats struct {
 	owner *Upstreams
@@ -230,14 +231,14 @@ func (s *upstreamStats) failed(e *Exchange, end int64) {
 		return
 	}
 	s.failingSince.Store(end)
-	// What came after e had been sent proves more than e. It may come while this runs: either sees the other.
+	// An answer that arrived after e was sent outweighs e. It may arrive while this runs: each side sees the other.
 	if answered := s.lastAnswer.Load(); answered != 0 && answered > e.Start.UnixNano() {
 		s.failingSince.Store(0)
 		s.probed.over()
 	}
 }
 
-// recovered takes note of an answer after failures.
+// recovered records an answer after failures.
 func (s *upstreamStats) recovered() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

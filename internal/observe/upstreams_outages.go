@@ -9,7 +9,7 @@ import (
 type outages struct {
 	entries [RecentProbes]Exchange // the newest first
 	kept    int
-	current int // how many of them are of the outage that lasts
+	current int // how many of them belong to the current outage
 }
 
 func (o *outages) push(e *Exchange) {

@@ -6,9 +6,8 @@ import (
 	"time"
 )
 
-// UpstreamCounts is what happened to exchanges with one upstream over one transport in one window. The
-// fields are those of UpstreamSnapshot; a Drop has no time of its own and counts with the exchange that
-// ends next.
+// UpstreamCounts holds what happened to exchanges with one upstream over one transport in one window. The fields are
+// those of UpstreamSnapshot; a Drop has no time of its own and counts with the exchange that ends next.
 type UpstreamCounts struct {
 	Outcomes [NumOutcomes]uint64 `json:"outcomes"`
 	Probes   [NumOutcomes]uint64 `json:"probes"`
@@ -59,7 +58,7 @@ func (c *UpstreamCounts) Add(other *UpstreamCounts) {
 	c.Latency.Add(&other.Latency)
 }
 
-// sub takes away what was counted before.
+// sub returns c without what was counted before.
 func (c UpstreamCounts) sub(before *UpstreamCounts) UpstreamCounts {
 	for i := range c.Outcomes {
 		c.Outcomes[i] -= before.Outcomes[i]
@@ -80,7 +79,7 @@ func (c UpstreamCounts) sub(before *UpstreamCounts) UpstreamCounts {
 	return c
 }
 
-// counts are the counters as they are. It takes some hundred nanoseconds.
+// counts returns the current counters. It takes some hundred nanoseconds.
 func (s *upstreamStats) counts() *UpstreamCounts {
 	c := &UpstreamCounts{
 		Hedges: s.hedges.Load(), Retries: s.retries.Load(), Reused: s.reused.Load(),
@@ -100,8 +99,8 @@ func (s *upstreamStats) counts() *UpstreamCounts {
 	return c
 }
 
-// advance makes the marks that are due, before the exchange is counted that ended at t. One that ends
-// at the same moment elsewhere may be counted on either side.
+// advance makes the marks that are due, before the exchange that ended at t is counted. An exchange that ends
+// elsewhere at the same moment may be counted on either side.
 func (s *upstreamStats) advance(t int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,7 +110,7 @@ func (s *upstreamStats) advance(t int64) {
 	}
 }
 
-// windows are what was counted in each window that ends now. They are to be asked for after advance.
+// windows returns what was counted in each window that ends now. Call it after advance.
 func (s *upstreamStats) windows() (w [NumWindows]UpstreamCounts) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Window is one of the spans of time that statistics are kept for.
+// Window is a span of time that statistics are kept for.
 type Window uint8
 
 // The windows. Their order is part of the API.
@@ -37,9 +37,9 @@ func (w Window) String() string {
 // MarshalText writes the name, for JSON.
 func (w Window) MarshalText() ([]byte, error) { return []byte(w.String()), nil }
 
-// A rolling window is the counters as they are less a copy of them, a mark, from the time when it
-// began. Marks are made on a grid: a window of two steps needs three marks, and reaches back two steps
-// and what has passed of the present one. Coverage tells that length, for rates. Finer steps would
+// marksPerWindow is the number of marks of a window. A rolling window is the difference between the current counters
+// and a copy of them, a mark, from its beginning. Marks are made on a grid: a window of two steps needs three marks,
+// and covers two steps and the elapsed part of the current one. Coverage is that length, for rates. Finer steps would
 // cost a copy of all counters for each client and step.
 const marksPerWindow = 3
 
@@ -51,7 +51,7 @@ var step = [rolling]int64{
 // began is the time at which window w began that is looked at at time t.
 func (w Window) began(t int64) int64 { return (t/step[w] - (marksPerWindow - 1)) * step[w] }
 
-// coverage is how long each window is at time t.
+// coverage returns the length of each window at time t.
 func coverage(started, t int64) (d [NumWindows]time.Duration) {
 	for w := range d {
 		began := started
@@ -79,11 +79,11 @@ func (m *marks[T]) start(t int64) {
 	m.next = (m.point[0] + 1) * step[0]
 }
 
-// due tells whether advance has something to do.
+// due reports whether advance has something to do.
 func (m *marks[T]) due(t int64) bool { return t >= m.next }
 
-// advance makes the marks that are due at t: present are the counters as they were since the grid
-// points that have passed, because nothing was counted in between.
+// advance makes the marks that are due at t. present are the counters at the grid points that have passed, because
+// nothing was counted in between.
 func (m *marks[T]) advance(t int64, present *T) {
 	for w := range step {
 		point := t / step[w]
@@ -100,11 +100,11 @@ func (m *marks[T]) since(w Window) *T {
 	return &m.at[w][(m.point[w]+1)%marksPerWindow] // the oldest
 }
 
-// timeline makes a time that never runs backwards out of timestamps of a wall clock that may be set.
-// A stamp a little earlier than another is taken for a query that was overtaken; one that is earlier
-// by more than overtaken means that the clock was set, and no time has passed.
+// timeline turns timestamps of a wall clock, which may be set, into a time that never runs backwards. A stamp
+// slightly earlier than another belongs to a query that was overtaken; one that is earlier by more than overtaken
+// means that the clock was set, and no time has passed.
 type timeline struct {
-	latest atomic.Int64 // behind the newest by up to lag
+	latest atomic.Int64 // up to lag older than the newest
 	offset atomic.Int64
 
 	mu sync.Mutex
@@ -116,7 +116,7 @@ const (
 	lag = int64(50 * time.Millisecond)
 )
 
-// at is the time for a stamp in Unix nanoseconds; 0 stands for the latest.
+// at returns the time for a stamp in Unix nanoseconds; 0 means the latest.
 func (c *timeline) at(stamp int64) int64 {
 	latest := c.latest.Load()
 	if stamp <= 0 {

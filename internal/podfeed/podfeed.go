@@ -17,23 +17,23 @@ import (
 // NodeVariable names this node as Kubernetes does; the DaemonSet fills it in from spec.nodeName.
 const NodeVariable = "NODE_NAME"
 
-// podsComponent is what gives the process a token and the right to read pods.
+// podsComponent is the kustomize component that gives the process a token and the right to read pods.
 const podsComponent = "deploy/components/pods"
 
 const (
-	// feedLook is how often the watch is asked how it does, so that people are told. Changes of pods do not wait for it.
+	// feedLook is how often the state of the watch is checked, to report it. Changes of pods do not wait for it.
 	feedLook = time.Second
-	// feedAddresses is how often the node's own addresses are read without any change of the pods.
+	// feedAddresses is how often the node's own addresses are read if the pods do not change.
 	feedAddresses = 30 * time.Second
 )
 
-// Feed keeps a Directory of the pods of this node what the API server says, while somebody wants it. Without access it
-// says why. What was known stays when the API server goes away, and says that it is not new any more.
+// Feed keeps a Directory of the pods of this node up to date with the API server, while it is wanted. Without access
+// it says why. Known pods stay when the API server is away, with a remark that they may be out of date.
 type Feed struct {
 	podtable.Directory
 	Node    string
 	Cluster func() (kube.Config, error)
-	forget  func(addr netip.Addr, before time.Time) // what was counted under the address until then
+	forget  func(addr netip.Addr, before time.Time) // drops what was counted under the address until then
 	Addrs   func() ([]netip.Addr, error)            // of the node
 	log     kube.Logger
 	wake    chan struct{} // capacity 1: wanted has changed
@@ -66,7 +66,7 @@ func InterfaceAddrs() ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// Want says whether the pods are to be known. It does not block.
+// Want says whether the pods are wanted. It does not block.
 func (f *Feed) Want(on bool) {
 	f.mu.Lock()
 	f.wanted = on
@@ -83,7 +83,7 @@ func (f *Feed) isWanted() bool {
 	return f.wanted
 }
 
-// Run follows the pods while they are wanted, until ctx ends. It is to be called once.
+// Run follows the pods while they are wanted, until ctx ends. Call it once.
 func (f *Feed) Run(ctx context.Context) {
 	for {
 		select {
@@ -97,7 +97,7 @@ func (f *Feed) Run(ctx context.Context) {
 	}
 }
 
-// access is how to ask for the pods, or why that is not possible, and what to do.
+// access returns how to reach the API server, or why that is not possible and what to do.
 func (f *Feed) access() (kube.Config, error) {
 	cfg, err := f.Cluster()
 	switch {
@@ -116,7 +116,7 @@ func (f *Feed) access() (kube.Config, error) {
 
 // follow returns when the pods are not wanted any more, or ctx ends.
 func (f *Feed) follow(ctx context.Context) {
-	// Nothing is known about the time in between, and so what was known before cannot be taken up.
+	// The time until the next start is unknown, so the old pods cannot be used then.
 	defer f.Store(podtable.Unknown("they are not asked for"))
 	cfg, err := f.access()
 	if err != nil {
@@ -159,7 +159,7 @@ func (f *Feed) follow(ctx context.Context) {
 	}
 }
 
-// feedState is what was done with a watch so far.
+// feedState is the state of a watch.
 type feedState struct {
 	changed bool      // there are other pods than those in the Table
 	built   time.Time // the Table; zero before the first
@@ -167,7 +167,7 @@ type feedState struct {
 	moaned  bool      // about addresses that cannot be read
 }
 
-// show makes the Table what the watch knows.
+// show stores a Table of what the watch knows.
 func (f *Feed) show(w *kube.PodWatch, waiting string, s *feedState) {
 	list, known := w.Pods()
 	state := w.State()
@@ -203,7 +203,7 @@ func (f *Feed) show(w *kube.PodWatch, waiting string, s *feedState) {
 	s.changed, s.built, s.said = false, now, remark
 }
 
-// advice is what else may help against a failure: the right that is missing is named there already.
+// advice returns what else may help against a failure: a missing right is already named there.
 func advice(s kube.State) string {
 	if s.Forbidden {
 		return "; " + podsComponent + " has them"

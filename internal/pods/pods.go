@@ -1,12 +1,12 @@
-// Package pods tells which pod a client's address belongs to.
+// Package pods maps client addresses to pods.
 //
-// Readers take a Table, which never changes, from a Directory; whoever knows the node's pods puts a new Table
-// there when they change. Neither waits for the other. Without anybody who knows them, a Table says so, and
-// clients are told apart by address alone.
+// Readers take a Table, which never changes, from a Directory; the code that follows the node's pods stores a new
+// Table there on changes. Neither waits for the other. Without a source of pods a Table says so, and clients are
+// known by address only.
 //
-// Addresses are used again: the pod that has one now must not be shown with what another one did. So a Table knows
-// since when each address is its pod's, and who had it before (tenure.go), and Directory.Turn has statistics by address
-// thrown away between two Tables.
+// Addresses are reused: a pod must not be shown with the statistics of its predecessor. So a Table knows since when
+// an address belongs to its pod, and which pod had it before (tenure.go), and Directory.Turn makes the statistics
+// drop counts by address between two Tables.
 package pods
 
 import (
@@ -15,25 +15,25 @@ import (
 	"time"
 )
 
-// Pod is what is known about a pod.
+// Pod describes a pod.
 type Pod struct {
 	Namespace    string
 	Name         string
 	UID          string // a name or an address can come back with another pod, a UID cannot
-	WorkloadKind string // of what the pod was made for, such as Deployment; empty for a pod of its own
+	WorkloadKind string // the kind of its owner, such as Deployment; empty for a pod without one
 	WorkloadName string
 	// IPs are the pod's addresses, one of each family.
 	IPs []netip.Addr
-	// HostNetwork pods have the node's addresses, so that the clients there cannot be told apart.
+	// HostNetwork pods use the node's addresses, so that clients there cannot be told apart.
 	HostNetwork bool
-	// Started is when the node took the pod in, before it had an address (status.startTime); zero where unknown.
+	// Started is when the node accepted the pod, before it had an address (status.startTime); zero if unknown.
 	Started time.Time
 }
 
 // Host stands for everything that asks from the node's own addresses.
 var Host = Pod{Name: "host", HostNetwork: true}
 
-// IsHost tells whether p is Host.
+// IsHost reports whether p is Host.
 func (p *Pod) IsHost() bool { return p.HostNetwork && p.UID == "" }
 
 // Table is the pods of a node at one moment. It is not changed. The nil Table knows nothing.
@@ -46,9 +46,9 @@ type Table struct {
 	former []ended // the latest last
 }
 
-// NewTable makes a Table of the pods of this node. Their addresses count as theirs from the beginning of time; Next makes
-// one that knows better. An address that two pods have belongs to the one that was started later: one that has ended may
-// still be listed. An address that a pod of the node's network has as well is the node's.
+// NewTable returns a Table of the pods of this node. It takes their addresses as theirs since ever; Next returns one
+// that knows more. An address of two pods belongs to the one that started later: a pod that ended may still be
+// listed. An address of a pod in the node's network belongs to the node.
 func NewTable(list []Pod) *Table {
 	t := &Table{known: true, pods: list, byAddr: make(map[netip.Addr]tenure, len(list)), byName: make(map[[2]string]int, len(list))}
 	for i, p := range list {
@@ -67,17 +67,17 @@ func NewTable(list []Pod) *Table {
 	return t
 }
 
-// Unknown makes a Table that knows no pods, for a reason that tells people what to do.
+// Unknown returns a Table that knows no pods, with a reason that tells the operator what to do.
 func Unknown(reason string) *Table { return &Table{reason: reason} }
 
-// WithRemark is t with something that people should know about it, such as that it is not kept up to date any more.
+// WithRemark returns t with a remark for the operator, for example that it is no longer updated.
 func (t *Table) WithRemark(remark string) *Table {
 	c := *t
 	c.reason = remark
 	return &c
 }
 
-// Known tells whether the pods are known; if they are not, why. For a Table with a remark, the remark.
+// Known reports whether the pods are known, and if not, why. For a Table with a remark, reason is the remark.
 func (t *Table) Known() (known bool, reason string) {
 	if t == nil {
 		return false, "nobody says which pods there are"
@@ -93,7 +93,7 @@ func (t *Table) Len() int {
 	return len(t.pods)
 }
 
-// Of is the pod that has an address; Host where it is the node's.
+// Of returns the pod that has an address; Host if it is the node's.
 func (t *Table) Of(a netip.Addr) (Pod, bool) {
 	if t == nil {
 		return Pod{}, false
@@ -124,14 +124,14 @@ func (t *Table) Named(namespace, name string) (Pod, bool) {
 	return t.pods[i], true
 }
 
-// Source is where a Table is taken from. It does not block.
+// Source provides a Table. It does not block.
 type Source interface {
 	Table() *Table
 }
 
-// Beside calls read, which reads statistics by address, until the Table does not change meanwhile, and returns that Table:
-// what is read and the Table have to be of the same time, or a pod gets what the one before it with its address did. Tables
-// change some times a second at most; settled is false where one did at each of so many calls.
+// Beside calls read, which reads statistics by address, until the Table does not change during the call, and returns
+// that Table: both must be of the same time, or a pod would get the statistics of its predecessor. Tables change a
+// few times a second at most; settled is false if the Table changed during each of most calls.
 func Beside(s Source, most int, read func()) (t *Table, settled bool) {
 	t = s.Table()
 	for range most {
@@ -148,7 +148,7 @@ func Beside(s Source, most int, read func()) (t *Table, settled bool) {
 // Directory holds the Table of the moment. The zero value knows nothing. It is safe for concurrent use.
 type Directory struct{ table atomic.Pointer[Table] }
 
-// Store puts t in the place of what was known before.
+// Store replaces the Table by t.
 func (d *Directory) Store(t *Table) { d.table.Store(t) }
 
 // Table implements Source.

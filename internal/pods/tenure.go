@@ -6,24 +6,23 @@ import (
 	"time"
 )
 
-// What statistics under an address tell is about a pod, and the address goes on to another one. What is known about that
-// comes late: a pod has asked its first questions before the kubelet has told the API server its address, and that has
-// told us, one or two seconds later; and it comes later still when the API server was away. Times are those of this node's
-// clock, by which the kubelet gives a pod its start as well. So:
+// Statistics under an address belong to a pod, and the address moves on to another pod. The news about that arrives
+// late: a pod asks its first questions one or two seconds before the kubelet has reported its address to the API
+// server and the API server to this process, and even later while the API server is away. Times are those of this
+// node's clock, which the kubelet also uses for the start of a pod. The rules:
 //
-//   - When a pod is gone, or has ended, its time with the address is over at that moment. What comes from the address then
-//     is nobody's, and mostly that of a pod that is about to be known.
-//   - A pod that gets an address which was nobody's has had it since the node took the pod in: what was asked since then is
-//     its own. But never before the end of the one that was known before, and of a pod that changes its address, which
-//     is known to have been there longer, only from now on.
-//   - Where an address goes from one pod to another in one step, something in between was missed. The new one has it from
-//     this moment on; what it has asked before is lost among all others, and not believed of it.
+// - When a pod is gone, or has ended, its time with the address ends at that moment. Queries from the address then
+// belong to no known pod, most likely to a new one.
+// - A pod that gets an unused address has had it since the node accepted the pod: queries since then are its own. But
+// never before the end of the previous pod, and a pod that changes its address has the new one only from now on.
+// - If an address moves from one pod to another in one step, an event was missed. The new pod has it from now on; its
+// earlier queries are not attributed to it.
 //
-// Until the end of a pod is known here, what comes from its address is shown as its own. What came after the node took
-// in the next one is nobody's, as soon as that one is known.
+// Until the end of a pod is known here, queries from its address count as its own. Queries after the node accepted
+// the next pod are attributed to neither once that pod is known.
 //
-// What remains: a pod that came and went without ever being seen with its address. Its questions count for the one before
-// it, or for the next one where the node had taken that in already. With a clock that is set back, times overlap for as long.
+// Limits: a pod that came and went without being seen with its address. Its queries count for its predecessor, or for
+// its successor if the node had already accepted that one. If the clock is set back, tenures overlap for as long.
 
 // tenure is a pod's time with an address.
 type tenure struct {
@@ -40,10 +39,11 @@ type ended struct {
 	since, until time.Time
 }
 
-// maxFormer is how many ended tenures are remembered, for stories that are older: 100 KB.
+// maxFormer is how many ended tenures are remembered for older stories: 100 KB.
 const maxFormer = 512
 
-// Turnover says that what was counted under an address before a time is not of who has it now, if anybody has.
+// Turnover reports that an IP address moved to another pod, or to none: statistics before Before belong to the
+// previous one.
 type Turnover struct {
 	Addr   netip.Addr
 	Before time.Time
@@ -107,7 +107,7 @@ func (t *Table) Next(list []Pod, node []netip.Addr, now time.Time) (*Table, []Tu
 				if f.until.After(h.since) {
 					h.since = f.until
 				}
-				if !moved && f.pod.UID != p.UID && f.until.After(p.Started) && !p.Started.IsZero() { // whose that was cannot be known
+				if !moved && f.pod.UID != p.UID && f.until.After(p.Started) && !p.Started.IsZero() { // it is unknown to whom that belonged
 					f.until = p.Started
 				}
 			}
@@ -122,7 +122,7 @@ func (t *Table) Next(list []Pod, node []netip.Addr, now time.Time) (*Table, []Tu
 	return next, turned
 }
 
-// tenureOf is since when the pod has the address already.
+// tenureOf returns since when the pod has the address.
 func (t *Table) tenureOf(a netip.Addr, uid string) (since time.Time, ok bool) {
 	if t == nil {
 		return time.Time{}, false
@@ -134,7 +134,7 @@ func (t *Table) tenureOf(a netip.Addr, uid string) (since time.Time, ok bool) {
 	return h.since, true
 }
 
-// hadAnother tells whether the pod had an address already: the one that is new to it came later than the pod.
+// hadAnother reports whether the pod already had an address: then the new one is younger than the pod.
 func (t *Table) hadAnother(p Pod) bool {
 	if t == nil {
 		return false
@@ -143,7 +143,7 @@ func (t *Table) hadAnother(p Pod) bool {
 	return ok && was.UID == p.UID && len(was.IPs) > 0
 }
 
-// without is t as if nobody had the addresses that turn.
+// without returns t without the addresses in turned.
 func (t *Table) without(turned []Turnover) *Table {
 	if t == nil || !t.known || len(turned) == 0 {
 		return t
@@ -159,7 +159,7 @@ func (t *Table) without(turned []Turnover) *Table {
 	return &c
 }
 
-// At is the pod that had an address at a time; Host where it is the node's.
+// At returns the pod that had an address at a time; Host if it was the node's.
 func (t *Table) At(a netip.Addr, when time.Time) (Pod, bool) {
 	if t == nil {
 		return Pod{}, false
@@ -168,7 +168,7 @@ func (t *Table) At(a netip.Addr, when time.Time) (Pod, bool) {
 	if h, ok := t.byAddr[a]; ok && !when.Before(h.since) {
 		return t.holder(h), true
 	}
-	for _, f := range slices.Backward(t.former) { // until may be before since: a time that nobody can know of
+	for _, f := range slices.Backward(t.former) { // until may be before since: a time that is not known
 		if f.addr == a && when.Before(f.until) && !when.Before(f.since) {
 			return f.pod, true
 		}
@@ -176,8 +176,8 @@ func (t *Table) At(a netip.Addr, when time.Time) (Pod, bool) {
 	return Pod{}, false
 }
 
-// Turn puts the Table that follows in its place. forget is called for each address of which statistics have to be thrown
-// away. At no time is a pod's name beside what another one did: meanwhile nobody has these addresses. Calls must not overlap.
+// Turn replaces the Table by the next one. It calls forget for each address whose statistics must be dropped. At no
+// time is a pod shown with another pod's statistics: meanwhile these addresses have no pod. Calls must not overlap.
 func (d *Directory) Turn(list []Pod, node []netip.Addr, now time.Time, forget func(addr netip.Addr, before time.Time)) {
 	last := d.Table()
 	next, turned := last.Next(list, node, now)

@@ -11,11 +11,11 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// surround puts the handler in front of a block's chain, and marks before and behind its cache. The plugins of all
-// other directives are in the block by now. A block without plugins answers nothing, and stays so.
+// surround puts the handler in front of a block's chain, and markers around its cache. The plugins of all other
+// directives are in the block by then. A block without plugins answers nothing and stays so.
 //
-// The marks are no handlers of the block: CoreDNS, and plugins that look for a handler by its name, find cache
-// itself. Each mark has the name of the handler behind it, which is what trackers of writers see.
+// The markers are not handlers of the block: CoreDNS, and plugins that look for a handler by name, find the cache
+// itself. Each marker has the name of the handler after it, which trackers of writers see.
 func surround(p *Plugin, block *dnsserver.Config) {
 	if len(block.Plugin) == 0 {
 		return
@@ -24,7 +24,7 @@ func surround(p *Plugin, block *dnsserver.Config) {
 		block.Plugin[i] = func(next plugin.Handler) plugin.Handler {
 			h := build(markBefore(next))
 			if isCache(h) && next != nil {
-				h = build(behind{next})
+				h = build(afterCache{next})
 			}
 			return h
 		}
@@ -40,19 +40,19 @@ func markBefore(next plugin.Handler) plugin.Handler {
 	if !isCache(next) {
 		return next
 	}
-	return &before{next: next}
+	return &beforeCache{next: next}
 }
 
-// before stands directly before a cache, which tells it what it gives from its memory.
-type before struct{ next plugin.Handler }
+// beforeCache stands directly before a cache, which reports to it the answers from its memory.
+type beforeCache struct{ next plugin.Handler }
 
 // Name implements plugin.Handler.
-func (b *before) Name() string { return b.next.Name() }
+func (b *beforeCache) Name() string { return b.next.Name() }
 
 // ServeDNS implements plugin.Handler.
-func (b *before) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+func (b *beforeCache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	rec := recordOf(ctx)
-	if rec == nil || rec.came { // a second look-up of a handler that makes its answer of several
+	if rec == nil || rec.came { // a further look-up by a handler that combines several answers
 		return b.next.ServeDNS(ctx, w, r)
 	}
 	rec.came = true
@@ -71,17 +71,17 @@ func (w *cacheWriter) FromMemory(stale bool) { w.rec.fromMemory(stale) }
 
 var _ answers.Told = (*cacheWriter)(nil)
 
-// behind stands directly behind a cache. A prefetch comes here too, in a goroutine of its own, with the context of the
-// hit that began it and a writer that leads to nobody.
-type behind struct{ next plugin.Handler }
+// afterCache stands directly after a cache. A prefetch passes it too, in a goroutine of its own, with the context of
+// the hit that started it and a writer without a client.
+type afterCache struct{ next plugin.Handler }
 
 // Name implements plugin.Handler.
-func (b behind) Name() string { return b.next.Name() }
+func (b afterCache) Name() string { return b.next.Name() }
 
 // ServeDNS implements plugin.Handler.
-func (b behind) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
+func (b afterCache) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (int, error) {
 	if rec := recordOf(ctx); rec != nil && w.RemoteAddr() != rec.remote {
-		// What a refresh exchanges is not what the client waited for.
+		// The client did not wait for the exchanges of a refresh.
 		ctx = nested{observe.WithoutTrace(ctx)}
 	}
 	return b.next.ServeDNS(ctx, w, r)

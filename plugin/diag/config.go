@@ -18,7 +18,7 @@ const (
 	maxListen  = 8
 )
 
-// Config is the directive of one block, or of all together. A property that was not given is zero.
+// Config holds the directive of one block, or of all together. A property that was not given is zero.
 type Config struct {
 	Listen    []string // IP:port
 	Access    string   // accessToken, accessKubernetes, accessOpen
@@ -27,7 +27,7 @@ type Config struct {
 	Clients   int
 	Redact    *api.Redaction
 	Pods      string // podsAutoWord, podsOffWord
-	// PodSeries is how many pods have series of metrics; 0 for none.
+	// PodSeries is how many pods have metrics series; 0 for none.
 	PodSeries int
 
 	where map[string]string // file:line of each property
@@ -42,7 +42,7 @@ const (
 	podsOffWord  = "off"
 )
 
-// Validate checks what belongs together.
+// Validate checks that the properties fit together.
 func (c *Config) Validate() error {
 	switch {
 	case len(c.Listen) > 0 && c.Access == "":

@@ -14,8 +14,8 @@ import (
 // (net/netfilter/nf_conntrack_standalone.c of the kernel). It is there where the module is loaded.
 const conntrackStat = "/proc/net/stat/nf_conntrack"
 
-// insertFailed is how many new connections lost the race for their entry, on all processors together: the disease of DNS
-// by UDP through DNAT, which queries to the link-local address are spared.
+// insertFailed returns how many new connections lost the race for their conntrack entry, on all processors together:
+// the fault of DNS over UDP through DNAT, which does not affect queries to the link-local address.
 func insertFailed() (uint64, error) {
 	f, err := os.Open(conntrackStat)
 	if err != nil {

@@ -21,12 +21,12 @@ type handler struct {
 // Name implements plugin.Handler.
 func (*handler) Name() string { return directive }
 
-// ServeDNS implements plugin.Handler. The next handler is not called by plugin.NextOrFailure, which would put a writer
-// around ours to note who writes: nobody outside of the chain wants to know.
+// ServeDNS implements plugin.Handler. It does not call the next handler through plugin.NextOrFailure, which would
+// wrap the writer to record the handler that writes: no code outside of the chain needs that.
 func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg) (rcode int, err error) {
 	if ctx.Value(insideKey{}) != nil {
-		// A handler looks something up for its own answer (dns64, template): the client asked once. What is
-		// exchanged for it is part of what the client waits for.
+		// A handler (dns64, template) looks up something for its own answer: the client asked once. The client waits
+		// for these exchanges too.
 		return h.next.ServeDNS(nested{ctx}, w, r)
 	}
 	rec := &record{writer: writer{ResponseWriter: w}, remote: w.RemoteAddr()}
@@ -42,7 +42,7 @@ func (h *handler) ServeDNS(ctx context.Context, w dns.ResponseWriter, r *dns.Msg
 	return h.next.ServeDNS(rec, &rec.writer, r)
 }
 
-// record is one query on its way. It is also the context that carries it: one allocation for all.
+// record is one query in progress. It is also the context that carries it: one allocation for both.
 type record struct {
 	context.Context
 	trace  observe.Trace
@@ -62,13 +62,13 @@ type record struct {
 const (
 	// maxName is the longest domain name in wire format (RFC 1035, section 3.1).
 	maxName = 255
-	// usualName is room for nearly all: a Service's name with a search domain behind it.
+	// usualName is room for nearly all names: a Service's name plus a search domain.
 	usualName = 80
 )
 
 type (
 	recordKey struct{}
-	insideKey struct{} // of whatever a query set off
+	insideKey struct{} // of anything that a query started
 )
 
 // Value implements context.Context.
@@ -88,7 +88,8 @@ func recordOf(ctx context.Context) *record {
 	return rec
 }
 
-// nested is the context of what belongs to a query and is not the query itself: its caches are not the client's.
+// nested is the context of work that belongs to a query and is not the query itself: its cache look-ups are not the
+// client's.
 type nested struct{ context.Context }
 
 // Value implements context.Context.
@@ -99,7 +100,7 @@ func (c nested) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// begin notes the question as it came: handlers may change it.
+// begin records the question as received: handlers may change it.
 func (rec *record) begin(ctx context.Context, r *dns.Msg) {
 	q := &rec.query
 	q.Client, q.Proto = client(rec.remote)
@@ -107,7 +108,7 @@ func (rec *record) begin(ctx context.Context, r *dns.Msg) {
 	question := &r.Question[0]
 	q.Type = question.Qtype
 	name := rec.name[:0]
-	if len(question.Name) > usualName-1 { // in wire format it takes an octet more, or less where there are escapes
+	if len(question.Name) > usualName-1 { // the wire format takes one octet more, or fewer if there are escapes
 		name = make([]byte, 0, maxName+1)
 	}
 	q.Name = wireName(name, question.Name)
@@ -119,7 +120,7 @@ func (rec *record) begin(ctx context.Context, r *dns.Msg) {
 	q.Received = rec.start.UnixNano()
 }
 
-// end notes the answer as the client got it, and where it came from.
+// end records the answer as the client got it, and its source.
 func (rec *record) end(rcode int) {
 	q := &rec.query
 	q.Duration = q.Queued + time.Since(rec.start)
@@ -162,7 +163,8 @@ type writer struct {
 	wrote bool
 }
 
-// RemoteAddr implements dns.ResponseWriter: always with the same value, by which behind knows the client.
+// RemoteAddr implements dns.ResponseWriter: it always returns the same value, by which afterCache recognizes the
+// client.
 func (w *writer) RemoteAddr() net.Addr { return w.rec.remote }
 
 // WriteMsg implements dns.ResponseWriter.
@@ -181,7 +183,7 @@ func (w *writer) Write(b []byte) (int, error) {
 	return w.ResponseWriter.Write(b)
 }
 
-// SetPlugin implements plugin.PluginTracker for whoever put a tracker around us.
+// SetPlugin implements plugin.PluginTracker for a tracker around this writer.
 func (w *writer) SetPlugin(name string) {
 	if t, ok := w.ResponseWriter.(plugin.PluginTracker); ok {
 		t.SetPlugin(name)
@@ -196,7 +198,7 @@ func (w *writer) GetPlugin() string {
 	return ""
 }
 
-// client is who asks, and over what. DNS over TLS and HTTPS count as TCP, QUIC as UDP.
+// client returns the address and transport of the client. DNS over TLS and HTTPS count as TCP, QUIC as UDP.
 func client(a net.Addr) (netip.AddrPort, observe.Proto) {
 	switch a := a.(type) {
 	case *net.UDPAddr:
@@ -211,8 +213,9 @@ func unmapped(a netip.AddrPort) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap().WithZone(""), a.Port())
 }
 
-// wireName appends a name in wire format and lower case (RFC 4343) to b, which has room for it. What is no name leaves b
-// empty: it came in a message that could be unpacked, so this is for callers who made it up.
+// wireName appends a name in wire format and lower case (RFC 4343) to b, which has room for it. b stays empty for a
+// malformed name: a name from an unpacked message is never malformed, so this concerns callers with names of their
+// own.
 func wireName(b []byte, name string) []byte {
 	n, err := dns.PackDomainName(name, b[:cap(b)], 0, nil, false)
 	if err != nil {

@@ -16,12 +16,12 @@ import (
 // instance is one running Corefile's wish.
 type instance struct{ config Config } // of all its blocks
 
-// endpoint is a TCP listener and who may ask there.
+// endpoint is a TCP listener and its access rule.
 type endpoint struct{ address, access, file string }
 
 type instanceKey struct{}
 
-// onTheWay is what else can be read by those who see the traffic of a listener, by its access.
+// onTheWay says what else can be read by those who see the traffic of a listener, by its access.
 var onTheWay = map[string]string{
 	accessToken:      ", and the token, which is good for all of them",
 	accessKubernetes: ", and the tokens of those who ask, which may be good for more than this",
@@ -35,14 +35,14 @@ func (p *Plugin) instanceOf(c *caddy.Controller) *instance {
 	in := &instance{}
 	c.Set(instanceKey{}, in)
 	c.OnStartup(func() error { return p.start(in) })
-	// It is told to the old instance when the new one could not be started.
+	// The old instance runs this when the new one could not be started.
 	c.OnRestartFailed(func() error { return p.start(in) })
 	c.OnShutdown(func() error { p.stop(in); return nil })
 	return in
 }
 
-// start makes an instance's wish the one in force. It fails only where the wish makes no sense: an address that cannot be
-// had is no reason not to serve DNS.
+// start puts an instance's configuration in force. It fails only if the configuration makes no sense: an address that
+// cannot be opened is no reason not to serve DNS.
 func (p *Plugin) start(in *instance) error {
 	if err := in.config.Validate(); err != nil {
 		return plugin.Error(directive, err)
@@ -72,8 +72,8 @@ func (p *Plugin) start(in *instance) error {
 	return nil
 }
 
-// stop is told to an instance that is not needed any more. Mostly the next one has started by now and goes on with
-// what is served; else the Corefile has no diag any more, or the process ends.
+// stop is called for an instance that is no longer needed. Usually the next one has started by now and keeps what is
+// served; else the Corefile has no diag any more, or the process ends.
 func (p *Plugin) stop(in *instance) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -104,7 +104,7 @@ func (p *Plugin) listen(wish []endpoint) {
 	if !slices.ContainsFunc(wish, func(e endpoint) bool { return e.access == accessKubernetes }) {
 		p.forgetKubernetes() // first: requests are waited for, and they may wait for it
 	}
-	var closing sync.WaitGroup // together: each may wait for who reads slowly
+	var closing sync.WaitGroup // in parallel: each may wait for a slow reader
 	for e, l := range p.listening {
 		if !keep[e] {
 			closing.Go(l.Close)
@@ -134,7 +134,7 @@ func (p *Plugin) open(e endpoint) error {
 	case accessToken:
 		token, err := api.NewToken(e.file)
 		if err != nil {
-			// The file was there when the Corefile was read. Until it is back, nobody is let in.
+			// The file existed when the Corefile was read. Until it is back, access is refused.
 			p.log.Warningf("access token: %v", err)
 		}
 		access = token

@@ -11,7 +11,7 @@ import (
 // cluster says where the API server is.
 type cluster func() (kube.Config, error)
 
-// reviews let the API server decide who may ask.
+// reviews makes the API server decide about access.
 type reviews struct {
 	client *kube.Client
 	access *api.Kubernetes
@@ -40,7 +40,7 @@ func (p *Plugin) forgetKubernetes() {
 	}
 }
 
-// reviewBy asks whose the token is (TokenReview), and then what they may (SubjectAccessReview).
+// reviewBy identifies the user of the token (TokenReview), and then checks the user's rights (SubjectAccessReview).
 func reviewBy(client *kube.Client) api.Review {
 	return func(ctx context.Context, token string, role api.Role) (api.Verdict, string, error) {
 		user, known, err := client.ReviewToken(ctx, token)

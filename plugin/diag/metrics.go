@@ -28,8 +28,8 @@ var (
 		"Counter of answers of the diagnostics API, by endpoint and HTTP status.", []string{"path", "code"}, nil)
 )
 
-// RegisterMetrics puts the metrics on a registry, such as the one that CoreDNS's prometheus directive serves. Those
-// about exchanges with upstreams, coredns_diag_upstream_, are forward's.
+// RegisterMetrics registers the metrics, for example on the registry that CoreDNS's prometheus directive serves.
+// Those about exchanges with upstreams, coredns_diag_upstream_, belong to forward.
 func (p *Plugin) RegisterMetrics(r prometheus.Registerer) error {
 	if p.options.Off {
 		return nil
@@ -74,7 +74,7 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 	ch <- prometheus.MustNewConstMetric(descClients, prometheus.GaugeValue, float64(t.Clients))
 	ch <- prometheus.MustNewConstMetric(descInFlight, prometheus.GaugeValue, float64(t.InFlight))
-	if n, err := insertFailed(); err == nil { // else there is no connection tracker here
+	if n, err := insertFailed(); err == nil { // otherwise there is no connection tracking here
 		counter(descInsertFailed, n)
 	}
 	c.pods.collect(c.plugin, ch)

@@ -1,25 +1,25 @@
-// Package diag is the Corefile's word for knowing who asked what, and what became of it.
+// Package diag implements the Corefile directive diag, which records who asked what and how each query ended.
 //
-//	diag {
-//	    listen ADDRESS...
-//	    access token FILE | kubernetes | open
-//	    slow DURATION
-//	    clients NUMBER
-//	    redact none|names|clients
-//	    pods auto|off
-//	    metrics pods [MAX]
-//	}
+// diag {
+// listen ADDRESS...
+// access token FILE | kubernetes | open
+// slow DURATION
+// clients NUMBER
+// redact none|names|clients
+// pods auto|off
+// metrics pods [MAX]
+// }
 //
-// It stands for two things. In each block that has it, the outermost handler of the chain records every query
-// and its end (handler.go): whoever is behind it, cache and forward included, is seen as the client sees them. And once
-// for the process, the HTTP API of internal/api is served, on a unix socket and where listen says (serve.go).
+// It does two things. In each block that has it, the outermost handler of the chain records every query and its end
+// (handler.go): it sees everything after it, cache and forward included, as the client does. And once for the
+// process, it serves the HTTP API of internal/api on a unix socket and on the listen addresses (instance.go).
 //
-// A Plugin belongs to the process, not to an instance of the server. The statistics go on through a reload, and so do
-// listeners that both Corefiles have. The properties of all blocks count together, because the statistics are
-// those of the node: what two blocks say differently is an error.
+// A Plugin belongs to the process and not to an instance of the server. The statistics continue through a reload, and
+// so do listeners that both Corefiles have. The properties of all blocks count together, because the statistics are
+// those of the node: contradicting blocks are an error.
 //
-// The handler changes nothing: no reply, no rcode, no writer that somebody looks for. What the fast path
-// answers does not come here; plugin/fastpath records it to the same statistics.
+// The handler changes nothing: no reply, no rcode, no writer that other plugins look for. Answers of the fast path do
+// not pass it; plugin/fastpath records them to the same statistics.
 package diag
 
 import (
@@ -47,10 +47,10 @@ type Options struct {
 	// Queries takes the queries of the chains, Upstreams is shown beside them. Both are required.
 	Queries   *observe.Queries
 	Upstreams *observe.Upstreams
-	// Pods tells pods by address; nil: clients are shown by address.
+	// Pods maps addresses to pods; nil: clients are shown by address.
 	Pods pods.Source
-	// OnPods is told whether Pods is looked at, when a Corefile comes into force or goes: true but with 'pods off' or
-	// without the directive. It must not block; nil: nobody wants to know.
+	// OnPods is called with whether Pods is used, when a Corefile comes into force or goes: false only with 'pods
+	// off' or without the directive. It must not block; nil: not called.
 	OnPods func(on bool)
 	// Socket is the path of the unix socket; empty for api.DefaultSocket.
 	Socket string
@@ -72,11 +72,11 @@ type Plugin struct {
 
 	mu        sync.Mutex
 	reading   reading
-	current   *instance // that started last; nil where there is none
+	current   *instance // the one that started last; nil if there is none
 	closed    bool
 	socket    *api.Socket
 	listening map[endpoint]*api.Listening
-	reviews   *reviews // of all listeners with 'access kubernetes'; nil where there is none
+	reviews   *reviews // of all listeners with 'access kubernetes'; nil if there is none
 }
 
 // New returns a Plugin. Nothing is served before an instance of the server with the directive starts.
@@ -91,23 +91,23 @@ func New(o Options) *Plugin {
 	return p
 }
 
-// Register makes the directive known to CoreDNS, which keeps it in a registry of the process: it may be called
-// once. The directive has to be the last one in dnsserver.Directives: it is in front of all handlers of its block, and
+// Register registers the directive with CoreDNS, whose registry belongs to the process: call it once. The directive
+// must be the last one in dnsserver.Directives: its handler stands in front of all handlers of the block, and it
 // looks for cache among them.
 func (p *Plugin) Register() {
 	plugin.Register(directive, p.setup)
 	caddy.RegisterParsingCallback("dns", directive, p.read)
 }
 
-// RecordAll counts queries that were answered without a chain: it is plugin/fastpath's Recorder. Where no block has
-// the directive it does nothing.
+// RecordAll counts queries that were answered without a chain: it is plugin/fastpath's Recorder. It does nothing if
+// no block has the directive.
 func (p *Plugin) RecordAll(list []observe.Query) {
 	if p.active.Load() {
 		p.options.Queries.RecordAll(list)
 	}
 }
 
-// Close ends the API. It is to be called when the server has stopped, or has not started.
+// Close ends the API. Call it when the server has stopped, or has not started.
 func (p *Plugin) Close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -115,7 +115,7 @@ func (p *Plugin) Close() {
 	p.end()
 }
 
-// end ends what is served. It runs with p.mu held.
+// end ends what is served. p.mu is held.
 func (p *Plugin) end() {
 	p.listen(nil)
 	if p.socket != nil {

@@ -15,12 +15,12 @@ import (
 )
 
 const (
-	// defaultPodSeries is more than the 110 pods that the kubelet allows a node by itself: there, who asks for series
-	// of pods gets those of all. One pod has 10 series, so a node has 1,290 at most.
+	// defaultPodSeries is more than the kubelet's default limit of 110 pods a node, so that all pods get series
+	// there. One pod has 10 series, so a node has 1,290 at most.
 	defaultPodSeries = 128
 	// maxPodSeries takes 4 MB, 4 KB each, and 10,250 series.
 	maxPodSeries = 1024
-	// maxTables is how often the statistics are read because the pods have changed meanwhile.
+	// maxTables is how often the statistics are read again because the pods changed meanwhile.
 	maxTables = 3
 )
 
@@ -33,12 +33,12 @@ var (
 		"Counter of times that a pod waited in vain and asked again, by cause.", []string{"namespace", "pod", "cause"}, nil)
 )
 
-// podSeries turns the statistics of clients into series of pods. The pods that have some are those that asked first, up
-// to a limit; a pod keeps its place until it is gone, and its series go with it. Everything else is ~other: pods beyond
-// the limit, pods that are gone, addresses that are no pod's.
+// podSeries turns the statistics of clients into series of pods. The first pods that ask get series, up to a limit; a
+// pod keeps its place until it is gone, and its series end with it. Everything else is ~other: pods beyond the limit,
+// pods that are gone, addresses of no pod.
 //
-// All series are counters, which must neither fall nor leap, whoever comes and goes: what a pod was counted under ~other
-// before it got its place stays there, and what it had when it went goes with it.
+// All series are counters and must neither fall nor jump when pods come and go: what a pod was counted under ~other
+// before it got its place stays there, and its counts end with it.
 type podSeries struct {
 	mu     sync.Mutex
 	before time.Time         // all that the last collection saw was earlier
@@ -100,7 +100,7 @@ func (s *podSeries) update(v *observe.QueriesSnapshot, table *pods.Table, most i
 	s.before = now
 }
 
-// podOf is whose series an address counts for.
+// podOf returns the pod whose series an address counts for.
 func podOf(address string, table *pods.Table) (key string, pod pods.Pod, ok bool) {
 	a, err := netip.ParseAddr(address)
 	if err != nil {
@@ -118,7 +118,7 @@ func podOf(address string, table *pods.Table) (key string, pod pods.Pod, ok bool
 	return pod.UID, pod, ok && now.UID == pod.UID && pod.UID != ""
 }
 
-// stays tells whether the pod is still there.
+// stays reports whether the pod still exists.
 func (p *place) stays(key string, table *pods.Table) bool {
 	if known, _ := table.Known(); !known || key == hostPlace {
 		return known
@@ -127,8 +127,8 @@ func (p *place) stays(key string, table *pods.Table) bool {
 	return ok && pod.UID == key
 }
 
-// add counts what is new of a client. What was counted elsewhere at the collection before is not: an address may come to
-// a pod or to the host that has a place already.
+// add adds the new counts of a client. What was counted elsewhere at the previous collection is not added: an address
+// may move to a pod or to the host that already has a place.
 func (p *place) add(c *observe.ClientSnapshot, before time.Time) {
 	now := &c.Windows[observe.SinceStart]
 	h, known := p.last[c.Client]
@@ -136,13 +136,13 @@ func (p *place) add(c *observe.ClientSnapshot, before time.Time) {
 	case !known && !c.FirstSeen.After(before):
 	case known && ok && h.first.Equal(c.FirstSeen):
 		p.own.Add(&d)
-	default: // the client was forgotten meanwhile, and began anew
+	default: // the client was forgotten meanwhile and started again
 		p.own.Add(now)
 	}
 	p.clients[c.Client] = history{c.FirstSeen, *now}
 }
 
-// less is what a counted since b; false where b is not a part of it.
+// less returns what a counted since b; ok is false if b is not a part of it.
 func less(a, b *observe.Counts) (d observe.Counts, ok bool) {
 	ok = true
 	sub := func(to *uint64, x, y uint64) {
@@ -170,7 +170,7 @@ func less(a, b *observe.Counts) (d observe.Counts, ok bool) {
 	return d, ok
 }
 
-// admit gives places to those who asked first, and takes places from those who came last where there are more than may be.
+// admit gives places to the pods that asked first, and takes places from the latest ones if the limit was lowered.
 func (s *podSeries) admit(waiting map[string]*place, most int) {
 	keys := func(m map[string]*place) []string {
 		list := make([]string, 0, len(m))
@@ -202,7 +202,7 @@ func (s *podSeries) leave(key string) {
 	delete(s.places, key)
 }
 
-// other is what no pod with a place has asked.
+// other returns the counts of everything without a place.
 func (s *podSeries) other() observe.Counts {
 	listed := s.gone
 	for _, p := range s.places {
@@ -225,7 +225,7 @@ func (s *podSeries) collect(p *Plugin, ch chan<- prometheus.Metric) {
 	read := func() { snapshot = p.options.Queries.Snapshot(time.Now()) }
 	table, settled := pods.Beside(&p.pods, maxTables, read)
 	if !settled {
-		read() // what comes next is seen at the next collection
+		read() // later changes are seen at the next collection
 	}
 	s.update(snapshot, table, most, time.Now())
 	for _, pl := range s.places {
@@ -250,9 +250,9 @@ func sendPod(ch chan<- prometheus.Metric, namespace, pod string, c *observe.Coun
 	ch <- nativeHistogram(descPodDuration, &c.Miss, since, namespace, pod, "miss")
 }
 
-// The buckets of a native histogram of schema 1 end at 2^(i/2) seconds, two an octave, as those of observe.Latency
-// do, which end at 2^n and 1.5·2^n µs: so they are taken one for one, and a bound is 5 or 10 % lower than it was. What
-// is below the second bucket is near zero.
+// The buckets of a native histogram of schema 1 end at 2^(i/2) seconds, two an octave. Those of observe.Latency, also
+// two an octave, end at 2^n and 1.5·2^n µs. They are mapped one to one, so that a bound is 5 or 10 % lower than it
+// was. Values below the second bucket are near zero.
 const (
 	nativeSchema = 1
 	nativeZero   = 1.0 / (1 << 15) // 30.5 µs, of the first bucket, which ends at 32 µs

@@ -30,8 +30,8 @@ func (p *Plugin) setup(c *caddy.Controller) error {
 	return nil
 }
 
-// Attach gives the block of c the directive without properties, whether it is there or not. It is for the setup of another
-// directive of the block, by a program that wants diag in every such block.
+// Attach gives the block of c the directive without properties, whether it has one or not. It serves the setup of
+// another directive of the block, in a program that wants diag in every such block.
 func (p *Plugin) Attach(c *caddy.Controller) error {
 	p.instanceOf(c)
 	p.attach(c)
@@ -50,7 +50,7 @@ func (p *Plugin) attach(c *caddy.Controller) {
 	p.reading.blocks[dnsserver.GetConfig(c)] = true
 }
 
-// reading is the Corefile that is being read, and its blocks that are to have the handler.
+// reading is the state of parsing one Corefile: its configuration and the blocks that get the handler.
 type reading struct {
 	context caddy.Context
 	blocks  map[*dnsserver.Config]bool
@@ -70,8 +70,8 @@ func (p *Plugin) read(context caddy.Context) error {
 	return nil
 }
 
-// parse reads the directive of one block. It may stand there twice, because a start with -localip adds it where it
-// does not see it, as in an imported file.
+// parse reads the directive of one block. It may occur twice, because a start with -localip adds it if it does not
+// see it, for example in an imported file.
 func parse(c *caddy.Controller, cluster cluster) (*Config, error) {
 	all := &Config{}
 	for c.Next() {
@@ -178,7 +178,7 @@ func parseProperty(c *caddy.Controller, cfg *Config, cluster cluster) error {
 	return nil
 }
 
-// parseListen reads an address. Who wants all addresses writes so, because it is the exception.
+// parseListen reads an address. Listening on all addresses must be written out, because it is the exception.
 func parseListen(s string) (string, error) {
 	host, port, found := cutPort(s)
 	addr, err := netip.ParseAddr(host)
@@ -197,8 +197,8 @@ func cutPort(s string) (host, port string, found bool) {
 	return strings.TrimSuffix(strings.TrimPrefix(s[:i], "["), "]"), s[i+1:], true
 }
 
-// parseAccess reads who may ask. The token, or the API server's address, has to be there now: who mistypes a path is
-// told, and not locked out.
+// parseAccess reads the access rule. The token file, or the API server's address, must exist now, so that a mistyped
+// path is reported and does not lock everyone out.
 func parseAccess(c *caddy.Controller, cfg *Config, cluster cluster, args []string) error {
 	switch {
 	case len(args) == 2 && args[0] == accessToken:
