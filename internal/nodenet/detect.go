@@ -55,7 +55,7 @@ func AllFirewalls(ctx context.Context, owner string) []rule.Backend {
 			all = append(all, fw)
 		}
 	}
-	programs, err := iptables.OpenAll(ctx, found, iptables.LockWait)
+	programs, err := iptables.Open(ctx, found, iptables.LockWait)
 	if err != nil {
 		programs = nil // a program that cannot report its version cannot remove rules either
 	}
@@ -99,7 +99,7 @@ func checkNetAdmin() error {
 type detection struct {
 	owner string
 	log   rule.Logger
-	found []iptables.Tools
+	found []iptables.Variant
 	wait  time.Duration // for the xtables lock
 }
 
@@ -119,7 +119,7 @@ func (d detection) auto(ctx context.Context) (rule.Backend, string, error) {
 		return nil, "", iptErr
 	}
 	if u, why, ok := choose(usable); ok {
-		fw, err := iptables.New(ctx, u.name, d.owner, d.found, d.wait)
+		fw, err := iptables.New(ctx, u.Name, d.owner, d.found, d.wait)
 		return fw, why, err
 	}
 	if nftErr == nil {
@@ -142,7 +142,7 @@ func (d detection) auto(ctx context.Context) (rule.Backend, string, error) {
 func (d detection) iptables(ctx context.Context) (rule.Backend, string, error) {
 	usable, iptErr := d.look(ctx)
 	if u, why, ok := choose(usable); ok {
-		fw, err := iptables.New(ctx, u.name, d.owner, d.found, d.wait)
+		fw, err := iptables.New(ctx, u.Name, d.owner, d.found, d.wait)
 		return fw, why, err
 	}
 	fw, why, err := d.first(ctx, usable)
@@ -154,20 +154,15 @@ func (d detection) iptables(ctx context.Context) (rule.Backend, string, error) {
 
 // first returns the first variant that works, if the node uses no variant. Trying it makes the kernel create the
 // table, as the rules would later.
-func (d detection) first(ctx context.Context, usable []usage) (rule.Backend, string, error) {
+func (d detection) first(ctx context.Context, usable []iptables.Usage) (rule.Backend, string, error) {
 	var errs []error
 	for _, u := range usable {
-		fw, err := iptables.New(ctx, u.name, d.owner, d.found, d.wait)
+		fw, err := iptables.New(ctx, u.Name, d.owner, d.found, d.wait)
 		if err == nil {
-			for _, x := range []*iptables.Program{fw.V4, fw.V6} {
-				if x != nil {
-					_, err = x.List(ctx, "raw", "PREROUTING")
-					break
-				}
-			}
+			err = fw.Try(ctx)
 		}
 		if err == nil {
-			return fw, "the node has no rules in iptables, and " + u.name + " works", nil
+			return fw, "the node has no rules in iptables, and " + u.Name + " works", nil
 		}
 		errs = append(errs, err)
 	}
@@ -175,7 +170,7 @@ func (d detection) first(ctx context.Context, usable []usage) (rule.Backend, str
 }
 
 func (d detection) nftables(ctx context.Context) (rule.Backend, string, error) {
-	programs, err := iptables.OpenAll(ctx, d.found, d.wait)
+	programs, err := iptables.Open(ctx, d.found, d.wait)
 	if err != nil {
 		d.log.Warningf("rules of node-cache in iptables will not be seen: %v", err)
 		programs = nil
@@ -190,21 +185,16 @@ func (d detection) nftables(ctx context.Context) (rule.Backend, string, error) {
 	return fw, "it was chosen", nil
 }
 
-// usage describes how the node uses one variant of iptables.
-type usage struct {
-	name  string
-	chain string // one of Kubernetes' chains, "" if there is none
-	rules int    // of others
-}
-
 // look reads the rules of each variant. Those that cannot be used are left out, with the reasons in err.
-func (d detection) look(ctx context.Context) (usable []usage, err error) {
+func (d detection) look(ctx context.Context) (usable []iptables.Usage, err error) {
 	if len(d.found) == 0 {
 		return nil, errors.New("no iptables program is in PATH: install iptables (package iptables) or choose notrack nftables")
 	}
 	var errs []error
 	for _, t := range d.found {
-		u, err := d.lookAt(ctx, t)
+		// No socket is open until the backend is known or the attempt is given up. So the wait for the lock is short,
+		// and ErrLocked causes another attempt once the sockets are open.
+		u, err := t.Usage(ctx, min(d.wait, time.Second))
 		if errors.Is(err, rule.ErrLocked) || ctx.Err() != nil {
 			return nil, err // the node's own backend is unknown; the next attempt may find it
 		}
@@ -218,62 +208,26 @@ func (d detection) look(ctx context.Context) (usable []usage, err error) {
 	return usable, errors.Join(errs...)
 }
 
-// lookAt reads the tables of one variant until it sees a chain of Kubernetes. kubelet leaves two of them
-// in mangle for programs that want to know the variant (KUBE-IPTABLES-HINT, kubernetes KEP-3178).
-func (d detection) lookAt(ctx context.Context, t iptables.Tools) (usage, error) {
-	u := usage{name: t.Name}
-	// No socket is open until the backend is known or the attempt is given up. So the wait for the lock is short, and
-	// ErrLocked causes another attempt once the sockets are open.
-	programs, err := iptables.OpenAll(ctx, []iptables.Tools{t}, min(d.wait, time.Second))
-	if err != nil {
-		return u, err
-	}
-	for _, x := range programs {
-		for _, table := range []string{"mangle", "nat", "filter", "raw"} {
-			if !x.Loaded(table) {
-				continue
-			}
-			lines, err := x.List(ctx, table, "")
-			if err != nil && x.V6 && len(programs) > 1 && !iptables.Unanswered(err) {
-				break // a kernel without IPv6
-			}
-			if err != nil {
-				return u, err
-			}
-			for _, l := range lines {
-				switch {
-				case l.Command == "-N" && strings.HasPrefix(l.Chain, "KUBE-"):
-					u.chain = l.Chain
-					return u, nil
-				case l.Command == "-A" && !strings.HasPrefix(l.Chain, "LC-") && !strings.HasPrefix(l.Option("-j", "-g"), "LC-"):
-					u.rules++
-				}
-			}
-		}
-	}
-	return u, nil
-}
-
 // choose returns the variant that the node uses; ok is false if no variant has rules, and u is then the first one. If
 // both have chains of Kubernetes, nft wins: nodes move from legacy to nft.
-func choose(usable []usage) (u usage, why string, ok bool) {
+func choose(usable []iptables.Usage) (u iptables.Usage, why string, ok bool) {
 	if len(usable) == 0 {
-		return usage{}, "", false
+		return iptables.Usage{}, "", false
 	}
 	for _, u := range usable {
-		if u.chain != "" {
-			return u, fmt.Sprintf("Kubernetes' chain %s is in %s", u.chain, u.name), true
+		if u.Chain != "" {
+			return u, fmt.Sprintf("Kubernetes' chain %s is in %s", u.Chain, u.Name), true
 		}
 	}
 	u = usable[0]
 	var counts []string
 	for _, v := range usable {
-		counts = append(counts, fmt.Sprintf("%s has %d rules", v.name, v.rules))
-		if v.rules > u.rules {
+		counts = append(counts, fmt.Sprintf("%s has %d rules", v.Name, v.Rules))
+		if v.Rules > u.Rules {
 			u = v
 		}
 	}
-	return u, strings.Join(counts, ", "), u.rules > 0
+	return u, strings.Join(counts, ", "), u.Rules > 0
 }
 
 // offFirewall is the Firewall of notrack off: nothing is wanted of it and it has nothing.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -32,15 +31,10 @@ func onlyPrograms(t *testing.T, programs ...string) {
 			t.Skip(err)
 		}
 		// The programs know what they are by the name that they are called by.
-		script := "#!/bin/sh\nexec " + path + ` "$@"` + "\n"
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
-			t.Fatal(err)
-		}
+		nettest.WriteProgram(t, dir, name, "exec "+path+` "$@"`)
 	}
 	t.Setenv("PATH", dir)
 }
-
-var allPrograms = []string{"iptables-nft", "ip6tables-nft", "iptables-legacy", "ip6tables-legacy"}
 
 func TestDetectFirewall(t *testing.T) {
 	for _, test := range []struct {
@@ -52,28 +46,28 @@ func TestDetectFirewall(t *testing.T) {
 		why      string // part of the reason
 		err      string // part of the error
 	}{
-		{"no rules", "", allPrograms, ChoiceAuto, rule.NFTables, "the node has no rules in iptables", ""},
-		{"hint in nft", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; iptables-legacy -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, rule.IPTablesNFT, "chain KUBE-IPTABLES-HINT is in iptables-nft", ""},
-		{"canary in legacy", "iptables-legacy -t mangle -N KUBE-KUBELET-CANARY; iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, rule.IPTablesLegacy, "chain KUBE-KUBELET-CANARY is in iptables-legacy", ""},
-		{"services in legacy, IPv6 alone", "ip6tables-legacy -t nat -N KUBE-SERVICES", allPrograms, ChoiceAuto, rule.IPTablesLegacy, "chain KUBE-SERVICES is in iptables-legacy", ""},
-		{"hints in both", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; iptables-nft -t mangle -N KUBE-IPTABLES-HINT", allPrograms, ChoiceAuto, rule.IPTablesNFT, "iptables-nft", ""},
-		{"kube-proxy in nftables", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", allPrograms, ChoiceAuto, rule.NFTables, "nftables table ip kube-proxy", ""},
-		{"kube-proxy in nftables, IPv6 alone", "nft add table ip6 kube-proxy", allPrograms, ChoiceAuto, rule.NFTables, "nftables table ip6 kube-proxy", ""},
-		{"more in legacy", "iptables-legacy -A INPUT -j ACCEPT; iptables-legacy -A INPUT -j ACCEPT; iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, rule.IPTablesLegacy, "iptables-nft has 1 rules, iptables-legacy has 2 rules", ""},
-		{"more in nft", "iptables-nft -A INPUT -j ACCEPT", allPrograms, ChoiceAuto, rule.IPTablesNFT, "iptables-nft has 1 rules, iptables-legacy has 0 rules", ""},
+		{"no rules", "", nettest.IPTables, ChoiceAuto, rule.NFTables, "the node has no rules in iptables", ""},
+		{"hint in nft", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; iptables-legacy -A INPUT -j ACCEPT", nettest.IPTables, ChoiceAuto, rule.IPTablesNFT, "chain KUBE-IPTABLES-HINT is in iptables-nft", ""},
+		{"canary in legacy", "iptables-legacy -t mangle -N KUBE-KUBELET-CANARY; iptables-nft -A INPUT -j ACCEPT", nettest.IPTables, ChoiceAuto, rule.IPTablesLegacy, "chain KUBE-KUBELET-CANARY is in iptables-legacy", ""},
+		{"services in legacy, IPv6 alone", "ip6tables-legacy -t nat -N KUBE-SERVICES", nettest.IPTables, ChoiceAuto, rule.IPTablesLegacy, "chain KUBE-SERVICES is in iptables-legacy", ""},
+		{"hints in both", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; iptables-nft -t mangle -N KUBE-IPTABLES-HINT", nettest.IPTables, ChoiceAuto, rule.IPTablesNFT, "iptables-nft", ""},
+		{"kube-proxy in nftables", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", nettest.IPTables, ChoiceAuto, rule.NFTables, "nftables table ip kube-proxy", ""},
+		{"kube-proxy in nftables, IPv6 alone", "nft add table ip6 kube-proxy", nettest.IPTables, ChoiceAuto, rule.NFTables, "nftables table ip6 kube-proxy", ""},
+		{"more in legacy", "iptables-legacy -A INPUT -j ACCEPT; iptables-legacy -A INPUT -j ACCEPT; iptables-nft -A INPUT -j ACCEPT", nettest.IPTables, ChoiceAuto, rule.IPTablesLegacy, "iptables-nft has 1 rules, iptables-legacy has 2 rules", ""},
+		{"more in nft", "iptables-nft -A INPUT -j ACCEPT", nettest.IPTables, ChoiceAuto, rule.IPTablesNFT, "iptables-nft has 1 rules, iptables-legacy has 0 rules", ""},
 		{"no programs", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT", nil, ChoiceAuto, rule.NFTables, "no iptables program is in PATH", ""},
 		{"a program of any name", "iptables-nft -t mangle -N KUBE-IPTABLES-HINT", []string{"iptables=iptables-nft", "ip6tables=ip6tables-nft"}, ChoiceAuto, rule.IPTablesNFT, "KUBE-IPTABLES-HINT", ""},
 		{"a legacy program of any name", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT", []string{"iptables=iptables-legacy"}, ChoiceAuto, rule.IPTablesLegacy, "KUBE-IPTABLES-HINT", ""},
-		{"our own rules do not count", "iptables-legacy -N LC-PRE-x-0; iptables-legacy -A LC-PRE-x-0 -j ACCEPT; iptables-legacy -A INPUT -j LC-PRE-x-0", allPrograms, ChoiceAuto, rule.NFTables, "the node has no rules in iptables", ""},
-		{"iptables chosen, no rules", "", allPrograms, ChoiceIPTables, rule.IPTablesNFT, "iptables-nft works", ""},
-		{"iptables chosen, legacy used", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", allPrograms, ChoiceIPTables, rule.IPTablesLegacy, "KUBE-IPTABLES-HINT", ""},
+		{"our own rules do not count", "iptables-legacy -N LC-PRE-x-0; iptables-legacy -A LC-PRE-x-0 -j ACCEPT; iptables-legacy -A INPUT -j LC-PRE-x-0", nettest.IPTables, ChoiceAuto, rule.NFTables, "the node has no rules in iptables", ""},
+		{"iptables chosen, no rules", "", nettest.IPTables, ChoiceIPTables, rule.IPTablesNFT, "iptables-nft works", ""},
+		{"iptables chosen, legacy used", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT; nft add table ip kube-proxy", nettest.IPTables, ChoiceIPTables, rule.IPTablesLegacy, "KUBE-IPTABLES-HINT", ""},
 		{"iptables chosen, no programs", "", nil, ChoiceIPTables, "", "", "notrack iptables: no iptables program is in PATH: install iptables (package iptables) or choose notrack nftables"},
-		{"nftables chosen", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT", allPrograms, ChoiceNFTables, rule.NFTables, "it was chosen", ""},
-		{"off", "", allPrograms, ChoiceOff, "off", "notrack off", ""},
+		{"nftables chosen", "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT", nettest.IPTables, ChoiceNFTables, rule.NFTables, "it was chosen", ""},
+		{"off", "", nettest.IPTables, ChoiceOff, "off", "notrack off", ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			nettest.NewNamespace(t)
-			nettest.Need(t, append([]string{"nft"}, allPrograms...)...)
+			nettest.Need(t, append([]string{"nft"}, nettest.IPTables...)...)
 			nettest.Run(t, test.setup)
 			onlyPrograms(t, test.programs...)
 			fw, why, err := DetectFirewall(nettest.Context(t), test.choice, "lc0", nettest.NewLog(t))
@@ -97,6 +91,18 @@ func TestDetectFirewall(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestHungProgramAtDetection has the choice fall on what works, in bounded time.
+func TestHungProgramAtDetection(t *testing.T) {
+	nettest.NewNamespace(t)
+	nettest.HangPrograms(t)
+	nettest.Within(t, "the choice", 40*time.Second, func() {
+		fw, why, err := DetectFirewall(nettest.Context(t), ChoiceAuto, "lc0", nettest.NewLog(t))
+		if err != nil || fw.Name() != rule.NFTables || !strings.Contains(why, "no rules") && !strings.Contains(why, "cannot be used") {
+			t.Errorf("%v, %q, %v", fw, why, err)
+		}
+	})
 }
 
 // TestDetectWithoutPermission takes CAP_NET_ADMIN from the thread.
@@ -130,13 +136,9 @@ func TestDetectWithoutPermission(t *testing.T) {
 // TestDetectLocked holds the xtables lock: what the node uses cannot be told then, and must not be guessed.
 func TestDetectLocked(t *testing.T) {
 	nettest.NewNamespace(t)
-	nettest.Need(t, allPrograms...)
+	nettest.Need(t, nettest.IPTables...)
 	nettest.Run(t, "iptables-legacy -t mangle -N KUBE-IPTABLES-HINT")
-	lock, err := iptables.OpenLock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
+	lock := nettest.XtablesLock(t)
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}

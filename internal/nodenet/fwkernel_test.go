@@ -3,20 +3,12 @@ package nodenet
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
-	"golang.org/x/sys/unix"
-
-	"localcache.dev/localcache/internal/nodenet/iptables"
 	"localcache.dev/localcache/internal/nodenet/nettest"
-	"localcache.dev/localcache/internal/nodenet/nftables"
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
@@ -26,6 +18,7 @@ func TestApplyAgain(t *testing.T) {
 		t.Run(backend, func(t *testing.T) {
 			nettest.NewNamespace(t)
 			nettest.ForeignRules(t)
+			starts := nettest.CountStarts(t)
 			fw := openBackend(t, backend, "lc0")
 			rules := testSpec().Plan(PlanOptions{})
 			apply(t, fw, rules)
@@ -48,27 +41,17 @@ func TestApplyAgain(t *testing.T) {
 			}
 
 			apply(t, fw, rules)
-			var programs []*iptables.Program
-			used := func(x *iptables.Program) bool { return false }
-			switch f := fw.(type) {
-			case *iptables.Backend:
-				programs, used = f.Leftovers, func(x *iptables.Program) bool { return x == f.V4 || x == f.V6 }
-			case *nftables.Backend:
-				programs = f.Leftovers
-			}
-			for _, x := range programs {
-				x.Calls = 0
-			}
+			starts()
 			clean(t, fw, rules)
-			for _, x := range programs {
-				// The table raw, the chain of nat and ours that it leads to, the table filter; of front
-				// ends that are not in use raw, where node-cache's rules matter.
+			for program, n := range starts() {
+				// The table raw, the chain of nat and ours that it leads to, the table filter; of backends
+				// that are not in use raw, where node-cache's rules matter.
 				most := 1
-				if used(x) {
+				if strings.HasSuffix(program, strings.TrimPrefix(backend, "ip")) {
 					most = 4
 				}
-				if x.Calls > most {
-					t.Errorf("%s was started %d times for one Check, want %d at most", x.Path, x.Calls, most)
+				if n > most {
+					t.Errorf("%s was started %d times for one Check, want %d at most", program, n, most)
 				}
 			}
 		})
@@ -120,72 +103,6 @@ func TestSocketMatch(t *testing.T) {
 	}
 }
 
-// TestSocketMatchMissing takes the extension away from iptables: without its library the program knows
-// no socket match, as with a kernel that lacks it.
-func TestSocketMatchMissing(t *testing.T) {
-	nettest.NewNamespace(t)
-	nettest.ForeignRules(t)
-	dir := findLibrary(t, "libxt_socket.so")
-	if err := unix.Mount("/dev/null", filepath.Join(dir, "libxt_socket.so"), "", unix.MS_BIND, ""); err != nil {
-		t.Skipf("hide the library: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(filepath.Join(dir, "libxt_socket.so"), unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	before := nettest.Ruleset(t)
-	fw := openBackend(t, rule.IPTablesLegacy, "lc0")
-	err := fw.SocketMatch(nettest.Context(t), testSpec().Addresses)
-	if err == nil || !strings.Contains(err.Error(), "no socket match") {
-		t.Errorf("got %v", err)
-	}
-	if after := nettest.Ruleset(t); after != before {
-		t.Errorf("it left\n%s\nwant\n%s", after, before)
-	}
-}
-
-// TestSocketMatchOfOneFamily has an ip6tables that knows no socket match: rules for IPv4 addresses do not
-// need it.
-func TestSocketMatchOfOneFamily(t *testing.T) {
-	for _, backend := range backends[:2] {
-		t.Run(backend, func(t *testing.T) {
-			nettest.NewNamespace(t)
-			fw := openBackend(t, backend, "lc0").(*iptables.Backend)
-			if fw.V6 == nil {
-				t.Skip("no ip6tables")
-			}
-			fw.V6.Path = writeProgram(t, "ip6tables", `case "$*" in *socket*) echo 'unknown option "socket"' >&2; exit 2;; esac
-exec `+fw.V6.Path+` "$@"`)
-			addrs := testSpec().Addresses
-			if err := fw.SocketMatch(nettest.Context(t), addrs[:1]); err != nil {
-				t.Errorf("IPv4 alone: %v", err)
-			}
-			for _, a := range [][]netip.Addr{addrs, addrs[1:]} {
-				if err := fw.SocketMatch(nettest.Context(t), a); err == nil || !strings.Contains(err.Error(), "no socket match for IPv6") {
-					t.Errorf("%v: %v", a, err)
-				}
-			}
-		})
-	}
-}
-
-func findLibrary(t *testing.T, name string) string {
-	for _, pattern := range []string{"/usr/lib/*/xtables", "/usr/lib/xtables", "/usr/lib64/xtables"} {
-		dirs, err := filepath.Glob(pattern)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, d := range dirs {
-			if _, err := os.Stat(filepath.Join(d, name)); err == nil {
-				return d
-			}
-		}
-	}
-	t.Skipf("no %s", name)
-	return ""
-}
-
 // TestManyRules has more addresses and fallback servers than any node: nftables takes them in one
 // transaction of some hundred kilobytes.
 func TestManyRules(t *testing.T) {
@@ -203,47 +120,6 @@ func TestManyRules(t *testing.T) {
 			rules := spec.Plan(PlanOptions{})
 			apply(t, fw, rules)
 			clean(t, fw, rules)
-		})
-	}
-}
-
-// TestWithoutRestore has programs that change one rule a call, and what they made be the same.
-func TestWithoutRestore(t *testing.T) {
-	for _, backend := range backends[:2] {
-		t.Run(backend, func(t *testing.T) {
-			nettest.NewNamespace(t)
-			nettest.ForeignRules(t)
-			before := nettest.Ruleset(t)
-			fw := openBackend(t, backend, "lc0").(*iptables.Backend)
-			rules := testSpec().Plan(PlanOptions{})
-			calls := func() int { return fw.V4.Calls + fw.V6.Calls }
-			if fw.V4.Restore == "" || fw.V6.Restore == "" {
-				t.Fatalf("no restore program is known beside %s", fw.V4.Path)
-			}
-			apply(t, fw, rules)
-			clean(t, fw, rules)
-			with, whole := calls(), nettest.Ruleset(t)
-			if _, err := fw.Remove(nettest.Context(t)); err != nil {
-				t.Fatal(err)
-			}
-			fw.V4.Restore, fw.V6.Restore = "", ""
-			start := calls()
-			apply(t, fw, rules)
-			clean(t, fw, rules)
-			without := calls() - start
-			if s := nettest.Ruleset(t); s != whole {
-				t.Errorf("without restore\n%s\nwith it\n%s", s, whole)
-			}
-			// Five hooks of two families, one call each, and what is read before and after.
-			if with > 30 || without < 2*with {
-				t.Errorf("%d calls with restore, %d without", with, without)
-			}
-			if _, err := fw.Remove(nettest.Context(t)); err != nil {
-				t.Error(err)
-			}
-			if s := nettest.Ruleset(t); s != before {
-				t.Errorf("left\n%s\nwant\n%s", s, before)
-			}
 		})
 	}
 }
@@ -331,65 +207,6 @@ func TestSameOwner(t *testing.T) {
 	}
 }
 
-// TestLocked holds the xtables lock.
-func TestLocked(t *testing.T) {
-	nettest.NewNamespace(t)
-	fw, err := iptables.New(t.Context(), rule.IPTablesLegacy, "lc0", iptables.Find(t.Context()), time.Second)
-	if err != nil {
-		t.Skip(err)
-	}
-	rules := testSpec().Plan(PlanOptions{})
-	lock, err := iptables.OpenLock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	start := time.Now()
-	if err := fw.Apply(nettest.Context(t), rules); !errors.Is(err, rule.ErrLocked) {
-		t.Errorf("Apply: %v, want ErrLocked", err)
-	}
-	if err := fw.SocketMatch(nettest.Context(t), testSpec().Addresses); !errors.Is(err, rule.ErrLocked) {
-		t.Errorf("SocketMatch: %v, want ErrLocked", err)
-	}
-	if took := time.Since(start); took > 15*time.Second {
-		t.Errorf("it took %s to give up after 1 s", took)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_UN); err != nil {
-		t.Fatal(err)
-	}
-	apply(t, fw, rules)
-	clean(t, fw, rules)
-
-	// Held again, what was there stays.
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := fw.Check(nettest.Context(t), rules); !errors.Is(err, rule.ErrLocked) {
-		t.Errorf("Check: %v, want ErrLocked", err)
-	}
-	if removed, err := fw.Remove(nettest.Context(t)); !errors.Is(err, rule.ErrLocked) || len(removed) > 0 {
-		t.Errorf("Remove: %v, %v, want ErrLocked", removed, err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_UN); err != nil {
-		t.Fatal(err)
-	}
-	clean(t, fw, rules)
-}
-
-// TestLockMissing has no place for the lock, as with a read-only /run.
-func TestLockMissing(t *testing.T) {
-	nettest.NewNamespace(t)
-	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "none", "xtables.lock"))
-	fw := openBackend(t, rule.IPTablesLegacy, "lc0")
-	err := fw.Apply(nettest.Context(t), testSpec().Plan(PlanOptions{}))
-	if !errors.Is(err, fs.ErrNotExist) || errors.Is(err, rule.ErrLocked) || !strings.Contains(err.Error(), "xtables.lock") {
-		t.Errorf("got %v", err)
-	}
-}
-
 // TestContext has calls end at once with their context.
 func TestContext(t *testing.T) {
 	for _, backend := range backends {
@@ -411,25 +228,4 @@ func TestContext(t *testing.T) {
 			}
 		})
 	}
-}
-
-// TestMissingProgram has rules of a family for which there is no program.
-func TestMissingProgram(t *testing.T) {
-	nettest.NewNamespace(t)
-	found := iptables.Find(t.Context())
-	for i := range found {
-		found[i].Path6 = ""
-	}
-	fw, err := iptables.New(t.Context(), rule.IPTablesNFT, "lc0", found, time.Second)
-	if err != nil {
-		t.Skip(err)
-	}
-	err = fw.Apply(nettest.Context(t), testSpec().Plan(PlanOptions{}))
-	if err == nil || !strings.Contains(err.Error(), "the rule for fd00:25::10 needs ip6tables") {
-		t.Errorf("got %v", err)
-	}
-	v4 := testSpec()
-	v4.Addresses = v4.Addresses[:1]
-	apply(t, fw, v4.Plan(PlanOptions{}))
-	clean(t, fw, v4.Plan(PlanOptions{}))
 }

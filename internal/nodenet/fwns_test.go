@@ -20,7 +20,7 @@ func openBackend(t *testing.T, name, owner string) rule.Backend {
 	t.Helper()
 	found := iptables.Find(t.Context())
 	if name == rule.NFTables {
-		programs, err := iptables.OpenAll(t.Context(), found, iptables.LockWait)
+		programs, err := iptables.Open(t.Context(), found, iptables.LockWait)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 
-	"localcache.dev/localcache/internal/nodenet/iptables"
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
@@ -105,57 +104,6 @@ func TestPlan(t *testing.T) {
 				t.Errorf("got\n%s\nwant\n%s", b.String(), want)
 			}
 		})
-	}
-}
-
-// TestPlanTwelve holds the plan for one address with one health address and no fallback against
-// node-cache's twelve rules, in iptables' words. The socket match is the one difference.
-func TestPlanTwelve(t *testing.T) {
-	spec := Spec{
-		Addresses: []netip.Addr{netip.MustParseAddr("169.254.25.10")},
-		Port:      53,
-		Health:    []netip.AddrPort{netip.MustParseAddrPort("169.254.25.10:9254")},
-		Notrack:   ChoiceAuto,
-	}
-	want := map[string]bool{
-		"raw/PREROUTING -d 169.254.25.10/32 -p udp --dport 53 NOTRACK if socket": true,
-		"raw/PREROUTING -d 169.254.25.10/32 -p tcp --dport 53 NOTRACK if socket": true,
-		"filter/INPUT -d 169.254.25.10/32 -p udp --dport 53 ACCEPT":              true,
-		"filter/INPUT -d 169.254.25.10/32 -p tcp --dport 53 ACCEPT":              true,
-		"raw/OUTPUT -s 169.254.25.10/32 -p udp --sport 53 NOTRACK":               true,
-		"raw/OUTPUT -s 169.254.25.10/32 -p tcp --sport 53 NOTRACK":               true,
-		"filter/OUTPUT -s 169.254.25.10/32 -p udp --sport 53 ACCEPT":             true,
-		"filter/OUTPUT -s 169.254.25.10/32 -p tcp --sport 53 ACCEPT":             true,
-		"raw/OUTPUT -d 169.254.25.10/32 -p udp --dport 53 NOTRACK":               true,
-		"raw/OUTPUT -d 169.254.25.10/32 -p tcp --dport 53 NOTRACK":               true,
-		"raw/OUTPUT -d 169.254.25.10/32 -p tcp --dport 9254 NOTRACK":             true,
-		"raw/OUTPUT -s 169.254.25.10/32 -p tcp --sport 9254 NOTRACK":             true,
-	}
-	rules := spec.Plan(PlanOptions{})
-	if len(rules) != 12 {
-		t.Errorf("%d rules, want 12", len(rules))
-	}
-	for _, r := range rules {
-		for _, args := range iptables.LinesOf(r) {
-			l := iptables.RuleLine{Args: args}
-			s := string(r.Hook)
-			for _, o := range []string{"-s", "-d", "-p", "--sport", "--dport"} {
-				if v := l.Option(o); v != "" {
-					s += " " + o + " " + v
-				}
-			}
-			s += " " + strings.Replace(l.Option("-j"), "CT", "NOTRACK", 1)
-			if r.Socket == rule.SocketSpecific {
-				s += " if socket"
-			}
-			if !want[s] {
-				t.Errorf("%s is not of node-cache's", s)
-			}
-			delete(want, s)
-		}
-	}
-	for s := range want {
-		t.Errorf("missing: %s", s)
 	}
 }
 

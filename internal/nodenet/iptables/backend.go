@@ -1,6 +1,12 @@
-// Package iptables is the Backend for iptables-nft and iptables-legacy. It fills a chain of its own for each hook and moves
-// the jump to it, so that a packet meets either the old rules or the new, and it finds and removes the rules of
-// node-cache.
+// Package iptables is the rule.Backend for iptables-nft and iptables-legacy. It also finds and removes the
+// rules that node-cache has made through either of them.
+//
+// At each hook the owner has one chain and, at the head of the kernel's chain, one rule that jumps to it. A
+// chain is never changed while packets meet it: a second chain is filled, the jump to it is inserted before
+// the jump to the first, and then the first is removed. A packet so meets either the old rules or the new.
+//
+// The programs are run by go-iptables, each call within a time limit, because a program can hang: see call.
+// All calls wait for the xtables lock, at most as long as they were given.
 package iptables
 
 import (
@@ -14,152 +20,107 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// Backend is the Firewall that drives the programs of one iptables variant.
+// Backend is the rule.Backend that drives the programs of one variant.
 //
-// At each hook the owner has one chain and, at the head of the kernel's chain, one rule that leads to
-// it. Several calls make up a change, so that a chain is never changed while packets meet it: a
-// second chain is filled, the rule that leads to it is put before the rule that leads to the first, and
-// then the first goes. All of its calls wait for the xtables lock, but not for ever.
-//
-// A Firewall is used by one goroutine at a time. Two processes of one owner that apply at the same time
-// can leave rules doubled or missing; the next Check of either sees it.
+// It is used by one goroutine at a time. Two processes of one owner that apply at the same time can
+// leave rules doubled or missing; the next Check of either sees it.
 type Backend struct {
-	tools Tools
-	tag   string
-	V4    *Program // nil where there is no such program
-	V6    *Program
-	// Leftovers are the programs of both variants, through which node-cache's rules are found.
-	Leftovers []*Program
-	lock      *LockWatch
+	variant  Variant
+	tag      string
+	families [2]*program // for IPv4 and IPv6; nil where there is no such program
+	all      Programs    // of both variants, through which node-cache's rules are found
+	lock     *lockWatch  // that of all programs
 }
 
-// New opens the programs of the variant named name. found is what findIPTables returned, wait
-// how long a call waits for the xtables lock, in whole seconds of at least one.
-func New(ctx context.Context, name, owner string, found []Tools, wait time.Duration) (*Backend, error) {
-	i := slices.IndexFunc(found, func(t Tools) bool { return t.Name == name })
+// New opens the programs of the variant named name for an owner. found is the result of Find, wait how
+// long a call waits for the xtables lock, in whole seconds of at least one.
+func New(ctx context.Context, name, owner string, found []Variant, wait time.Duration) (*Backend, error) {
+	i := slices.IndexFunc(found, func(v Variant) bool { return v.Name == name })
 	if i < 0 {
 		return nil, fmt.Errorf("%s is not in PATH", name)
 	}
-	f := &Backend{tools: found[i], tag: rule.OwnerTag(owner)}
-	var err error
-	if f.Leftovers, err = OpenAll(ctx, found, wait); err != nil {
+	all, err := Open(ctx, found, wait)
+	if err != nil {
 		return nil, err
 	}
-	for _, x := range f.Leftovers {
-		f.lock = x.Lock // one for all
-		switch x.Path {
-		case f.tools.path4:
-			f.V4 = x
-		case f.tools.Path6:
-			f.V6 = x
+	b := &Backend{variant: found[i], tag: rule.OwnerTag(owner), all: all}
+	for _, p := range all {
+		b.lock = p.lock
+		if i := slices.Index(b.variant.paths[:], p.path); i >= 0 {
+			b.families[i] = p
 		}
 	}
-	return f, nil
+	return b, nil
 }
 
-// OpenAll opens every program of found.
-func OpenAll(ctx context.Context, found []Tools, wait time.Duration) ([]*Program, error) {
-	var programs []*Program
-	lock := new(LockWatch)
-	for _, t := range found {
-		for _, p := range []struct {
-			path string
-			v6   bool
-		}{{t.path4, false}, {t.Path6, true}} {
-			if p.path == "" {
-				continue
-			}
-			x, err := OpenXtables(ctx, p.path, t.legacy, p.v6, wait, lock)
-			if err != nil {
-				return nil, err
-			}
-			programs = append(programs, x)
-		}
-	}
-	return programs, nil
-}
+// Name implements rule.Backend.
+func (b *Backend) Name() string { return b.variant.Name }
 
-func (f *Backend) Name() string { return f.tools.Name }
-
-// names are those of the chains that the owner may have at h.
-func (f *Backend) names(h rule.Hook) []string {
-	names := make([]string, Generations)
-	for g := range Generations {
-		names[g] = ChainName(h, f.tag, g)
+// chains returns the names of the chains that the owner may have at h.
+func (b *Backend) chains(h rule.Hook) []string {
+	names := make([]string, generations)
+	for g := range generations {
+		names[g] = chainName(h, b.tag, g)
 	}
 	return names
 }
 
-// family returns the program for rules of a family. Without one it is an error if there are rules.
-func (f *Backend) family(v6 bool, rules []rule.Rule) (*Program, []rule.Rule, error) {
-	x, program := f.V4, "iptables"
-	if v6 {
-		x, program = f.V6, "ip6tables"
-	}
-	var mine []rule.Rule
-	for _, r := range rules {
-		if r.Is6() == v6 {
-			mine = append(mine, r)
-		}
-	}
-	if x == nil && len(mine) > 0 {
+// family returns the i-th of families, and the rules for it. It fails where there are such rules and no
+// program.
+func (b *Backend) family(i int, rules []rule.Rule) (*program, []rule.Rule, error) {
+	p := b.families[i]
+	selected := slices.DeleteFunc(slices.Clone(rules), func(r rule.Rule) bool { return r.Is6() != (i == 1) })
+	if p == nil && len(selected) > 0 {
 		return nil, nil, fmt.Errorf("%s: the rule for %s needs %s, which is not there: install it or choose notrack nftables",
-			f.Name(), rule.AddressesOf(mine)[0], program)
+			b.Name(), rule.AddressesOf(selected)[0], []string{"iptables", "ip6tables"}[i])
 	}
-	return x, mine, nil
+	return p, selected, nil
 }
 
-// at returns the rules of a hook in the language of iptables.
-func at(h rule.Hook, rules []rule.Rule) [][]string {
-	var args [][]string
-	for _, r := range rules {
-		if r.Hook == h {
-			args = append(args, LinesOf(r)...)
-		}
-	}
-	return args
-}
-
-// Check implements Firewall.
-func (f *Backend) Check(ctx context.Context, rules []rule.Rule) ([]string, error) {
+// Check implements rule.Backend.
+func (b *Backend) Check(ctx context.Context, rules []rule.Rule) ([]string, error) {
 	if err := ctx.Err(); err != nil {
-		return nil, f.lock.explain(err)
+		return nil, b.lock.explain(err)
 	}
 	var diffs []string
-	for _, v6 := range []bool{false, true} {
-		x, mine, err := f.family(v6, rules)
+	for i := range b.families {
+		p, selected, err := b.family(i, rules)
 		if err != nil {
 			return diffs, err
 		}
-		if x == nil {
+		if p == nil {
 			continue
 		}
-		states, err := f.Read(ctx, x, len(mine) > 0, false)
+		states, err := b.read(ctx, p, len(selected) > 0, false)
 		if err != nil {
 			return diffs, err
 		}
 		for _, h := range rule.Hooks() {
-			for _, d := range append(f.differences(h, states[h], at(h, mine)), leftoverNames(h, states[h].builtin, rule.AddressesOf(mine))...) {
-				diffs = append(diffs, x.family()+" "+d)
+			for _, d := range b.differences(h, states[h], rulesAt(h, selected)) {
+				diffs = append(diffs, p.family()+" "+d)
+			}
+			if len(selected) == 0 {
+				continue // without rules of ours, those of node-cache may stay
+			}
+			for _, l := range nodeCacheRules(states[h].builtin, rule.AddressesOf(selected)) {
+				diffs = append(diffs, fmt.Sprintf("%s %s: rule of node-cache %s", p.family(), h, l))
 			}
 		}
 	}
-	others, err := OtherLeftovers(ctx, slices.DeleteFunc(slices.Clone(f.Leftovers), func(x *Program) bool {
-		return x.Legacy == f.tools.legacy
-	}), rule.AddressesOf(rules))
+	others, err := b.all.of(!b.variant.legacy).NodeCacheRules(ctx, rule.AddressesOf(rules))
 	return append(diffs, others...), err
 }
 
-// Apply implements Firewall.
-func (f *Backend) Apply(ctx context.Context, rules []rule.Rule) error {
+// Apply implements rule.Backend.
+func (b *Backend) Apply(ctx context.Context, rules []rule.Rule) error {
 	var errs []error
-	for _, v6 := range []bool{false, true} {
-		x, mine, err := f.family(v6, rules)
-		if err == nil && x != nil {
-			err = f.applyFamily(ctx, x, mine)
+	for i := range b.families {
+		p, selected, err := b.family(i, rules)
+		if err == nil && p != nil {
+			err = b.applyFamily(ctx, p, selected)
 		}
 		errs = append(errs, err)
-		if Unanswered(err) || ctx.Err() != nil {
+		if unanswered(err) || ctx.Err() != nil {
 			return errors.Join(errs...) // each further call would wait as long again
 		}
 	}
@@ -169,59 +130,61 @@ func (f *Backend) Apply(ctx context.Context, rules []rule.Rule) error {
 	if len(rules) == 0 {
 		return nil
 	}
-	_, err := RemoveLeftovers(ctx, f.Leftovers, rule.AddressesOf(rules))
+	_, err := b.all.RemoveNodeCache(ctx, rule.AddressesOf(rules))
 	return err
 }
 
-func (f *Backend) applyFamily(ctx context.Context, x *Program, rules []rule.Rule) error {
-	states, err := f.Read(ctx, x, len(rules) > 0, false)
+func (b *Backend) applyFamily(ctx context.Context, p *program, rules []rule.Rule) error {
+	states, err := b.read(ctx, p, len(rules) > 0, false)
 	if err != nil {
 		return err
 	}
 	for _, h := range rule.Hooks() {
-		want := at(h, rules)
-		if len(f.differences(h, states[h], want)) == 0 {
+		want := rulesAt(h, rules)
+		if len(b.differences(h, states[h], want)) == 0 {
 			continue
 		}
-		if err := f.replace(ctx, x, h, states[h], want); err != nil {
-			return fmt.Errorf("%s %s: %w", x.family(), h, err)
+		if err := b.replace(ctx, p, h, states[h], want); err != nil {
+			return fmt.Errorf("%s %s: %w", p.family(), h, err)
 		}
 	}
 	return nil
 }
 
-// replace brings a hook from state s to want.
-func (f *Backend) replace(ctx context.Context, x *Program, h rule.Hook, s hookState, want [][]string) error {
+// replace brings a hook from state s to the rules wanted.
+func (b *Backend) replace(ctx context.Context, p *program, h rule.Hook, s hookState, want [][]string) error {
 	table, chain := h.Split()
-	names := f.names(h)
+	names := b.chains(h)
 	jumps := s.jumps(names)
 	next := names[0]
-	if len(jumps) > 0 && s.builtin[jumps[0]].Option("-j", "-g") == next {
+	if len(jumps) > 0 && s.builtin[jumps[0]].target() == next {
 		next = names[1]
 	}
-	// Rules after the first that lead to the chain about to be filled are of no use and in its way.
-	for _, i := range jumps {
-		if l := s.builtin[i]; l.Option("-j", "-g") == next {
-			if err := x.deleteRule(ctx, table, chain, l.Args); err != nil {
-				return err
+	deleteJumps := func(toNext bool) error {
+		for _, i := range jumps {
+			if l := s.builtin[i]; (l.target() == next) == toNext {
+				if err := p.deleteRule(ctx, table, chain, l.Args); err != nil {
+					return err
+				}
 			}
 		}
+		return nil
+	}
+	// Rules after the first that lead to the chain about to be filled have no effect and are in its way.
+	if err := deleteJumps(true); err != nil {
+		return err
 	}
 	if len(want) > 0 {
-		if err := x.fillChain(ctx, table, next, want, chain, jumpArgs(next)); err != nil {
+		if err := p.fillChain(ctx, table, next, want, chain, jumpArgs(next)); err != nil {
 			return err
 		}
 	}
-	for _, i := range jumps {
-		if l := s.builtin[i]; l.Option("-j", "-g") != next {
-			if err := x.deleteRule(ctx, table, chain, l.Args); err != nil {
-				return err
-			}
-		}
+	if err := deleteJumps(false); err != nil {
+		return err
 	}
 	for _, name := range names {
-		if _, there := s.own[name]; there && (name != next || len(want) == 0) {
-			if _, err := x.dropChain(ctx, table, name); err != nil {
+		if _, exists := s.own[name]; exists && (name != next || len(want) == 0) {
+			if err := p.dropChain(ctx, table, name); err != nil {
 				return err
 			}
 		}
@@ -229,94 +192,126 @@ func (f *Backend) replace(ctx context.Context, x *Program, h rule.Hook, s hookSt
 	return nil
 }
 
-// Remove implements Firewall.
-func (f *Backend) Remove(ctx context.Context) (removed []string, err error) {
+// Remove implements rule.Backend.
+func (b *Backend) Remove(ctx context.Context) (removed []string, err error) {
 	if err := ctx.Err(); err != nil {
-		return nil, f.lock.explain(err)
+		return nil, b.lock.explain(err)
 	}
 	var errs []error
-	for _, x := range []*Program{f.V4, f.V6} {
-		if x == nil {
+	for _, p := range b.families {
+		if p == nil {
 			continue
 		}
-		names, err := f.removeFamily(ctx, x)
+		names, err := b.removeFamily(ctx, p)
 		removed = append(removed, names...)
 		errs = append(errs, err)
-		if Unanswered(err) || ctx.Err() != nil {
-			return removed, errors.Join(errs...)
-		}
-	}
-	return removed, errors.Join(errs...)
-}
-
-// RemoveNodeCache implements Firewall. It looks into both variants of iptables.
-func (f *Backend) RemoveNodeCache(ctx context.Context) (removed []string, err error) {
-	return RemoveLeftovers(ctx, f.Leftovers, nil)
-}
-
-func (f *Backend) removeFamily(ctx context.Context, x *Program) (removed []string, err error) {
-	states, err := f.Read(ctx, x, false, true)
-	if err != nil {
-		return nil, err
-	}
-	hooks := rule.Hooks()
-	slices.Reverse(hooks) // the fallback goes last
-	var errs []error
-	for _, h := range hooks {
-		table, chain := h.Split()
-		s := states[h]
-		for _, i := range s.jumps(f.names(h)) {
-			if err := x.deleteRule(ctx, table, chain, s.builtin[i].Args); err != nil {
-				errs = append(errs, err)
-			}
-		}
-		for name, rules := range s.own {
-			there, err := x.dropChain(ctx, table, name)
-			if err != nil {
-				errs = append(errs, err)
-			} else if there {
-				removed = append(removed, fmt.Sprintf("%s %s chain %s with %d rules", f.Name(), x.family(), name, len(rules)))
-			}
-		}
-		if ctx.Err() != nil || Unanswered(errors.Join(errs...)) {
+		if unanswered(err) || ctx.Err() != nil {
 			break
 		}
 	}
-	if states != nil && x.Loaded("raw") {
-		if there, err := x.dropChain(ctx, "raw", trialChain(f.tag)); err != nil {
-			errs = append(errs, err)
-		} else if there {
-			removed = append(removed, fmt.Sprintf("%s %s chain %s", f.Name(), x.family(), trialChain(f.tag)))
+	return removed, errors.Join(errs...)
+}
+
+// RemoveNodeCache implements rule.Backend. It reaches both variants of iptables.
+func (b *Backend) RemoveNodeCache(ctx context.Context) (removed []string, err error) {
+	return b.all.RemoveNodeCache(ctx, nil)
+}
+
+func (b *Backend) removeFamily(ctx context.Context, p *program) (removed []string, err error) {
+	states, err := b.read(ctx, p, false, true)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, h := range slices.Backward(rule.Hooks()) { // the fallback goes last
+		table, chain := h.Split()
+		s := states[h]
+		for _, i := range s.jumps(b.chains(h)) {
+			errs = append(errs, p.deleteRule(ctx, table, chain, s.builtin[i].Args))
 		}
+		for name, rules := range s.own {
+			if err := p.dropChain(ctx, table, name); err != nil {
+				errs = append(errs, err)
+			} else {
+				removed = append(removed, fmt.Sprintf("%s %s chain %s with %d rules", b.Name(), p.family(), name, len(rules)))
+			}
+		}
+		if ctx.Err() != nil || unanswered(errors.Join(errs...)) {
+			break
+		}
+	}
+	if states != nil && p.loaded("raw") {
+		chain := trialChain(b.tag)
+		exists, err := run(ctx, p, func() (bool, error) { return p.library.ChainExists("raw", chain) })
+		if err == nil && exists {
+			if err = p.dropChain(ctx, "raw", chain); err == nil {
+				removed = append(removed, fmt.Sprintf("%s %s chain %s", b.Name(), p.family(), chain))
+			}
+		}
+		errs = append(errs, err)
 	}
 	return removed, errors.Join(errs...)
 }
 
-// SocketMatch implements Firewall. It puts a rule into a chain that no packet meets and removes both, with
-// the programs of the families that are wanted: a missing match for the other changes nothing.
-func (f *Backend) SocketMatch(ctx context.Context, addrs []netip.Addr) error {
-	if f.V4 == nil && f.V6 == nil {
-		return fmt.Errorf("%s: no program", f.Name())
+// SocketMatch implements rule.Backend. It puts a rule into a chain that no packet meets and removes both,
+// with the programs of the families of addrs: a match that is missing for the other family does not matter.
+func (b *Backend) SocketMatch(ctx context.Context, addrs []netip.Addr) error {
+	if b.families == [2]*program{} {
+		return fmt.Errorf("%s: no program", b.Name())
 	}
-	for _, x := range []*Program{f.V4, f.V6} {
-		if x == nil || !x.wanted(addrs) {
+	chain := trialChain(b.tag)
+	for _, p := range b.families {
+		if p == nil || !p.handles(addrs) {
 			continue
 		}
-		chain := trialChain(f.tag)
-		if err := x.clearChain(ctx, "raw", chain); err != nil {
+		if err := p.change(ctx, func() error { return p.library.ClearChain("raw", chain) }); err != nil {
 			return err
 		}
-		err := x.appendRule(ctx, "raw", chain, []string{"-p", "tcp", "-m", "socket", "--nowildcard", "-j", "CT", "--notrack"})
-		// Cleaned up even where the caller has run out of time.
-		lateCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
-		_, cleanup := x.dropChain(lateCtx, "raw", chain)
+		err := p.change(ctx, func() error {
+			return p.library.Append("raw", chain, "-p", "tcp", "-m", "socket", "--nowildcard", "-j", "CT", "--notrack")
+		})
+		if err != nil {
+			err = fmt.Errorf("%s: no socket match for %s: %w", b.Name(), p.family(), err)
+		}
+		// The chain is removed even where the caller has run out of time.
+		cleanupCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupLimit)
+		err = errors.Join(err, p.dropChain(cleanupCtx, "raw", chain))
 		cancel()
 		if err != nil {
-			return errors.Join(fmt.Errorf("%s: no socket match for %s: %w", f.Name(), x.family(), err), cleanup)
-		}
-		if cleanup != nil {
-			return cleanup
+			return err
 		}
 	}
 	return nil
+}
+
+// Fallback implements rule.Backend.
+func (b *Backend) Fallback(ctx context.Context, like rule.Rule) ([]netip.AddrPort, error) {
+	i := 0
+	if like.Is6() {
+		i = 1
+	}
+	p := b.families[i]
+	if p == nil {
+		return nil, nil
+	}
+	states, err := b.read(ctx, p, false, false)
+	if err != nil {
+		return nil, err
+	}
+	s := states[rule.NatPrerouting]
+	jumps := s.jumps(b.chains(rule.NatPrerouting))
+	if len(jumps) == 0 {
+		return nil, nil
+	}
+	var servers []netip.AddrPort
+	for _, l := range s.own[s.builtin[jumps[0]].target()] {
+		if l.option("-d") != netip.PrefixFrom(like.Dst, like.Dst.BitLen()).String() || l.option("-p") != string(like.Proto) ||
+			l.option("--dport") != fmt.Sprint(like.DstPort) {
+			continue
+		}
+		if server, err := netip.ParseAddrPort(l.option("--to-destination")); err == nil && !slices.Contains(servers, server) {
+			servers = append(servers, server)
+		}
+	}
+	return servers, nil
 }

@@ -8,360 +8,232 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	goiptables "github.com/coreos/go-iptables/iptables"
 
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// LockWait is how long a call waits for the xtables lock, the -w of iptables. Programs hold it for
-// milliseconds; on nodes with tens of thousands of rules for a second or two.
-const LockWait = 5 * time.Second
+const (
+	// callMargin is how long a call may take beyond its wait for the lock. Tens of thousands of rules
+	// are listed within a second or two. With LockWait it is less than any step is given, so that the
+	// error says that the program hangs.
+	callMargin = 3 * time.Second
+	// cleanupLimit bounds the removal of what a call has made when its context has no time left.
+	cleanupLimit = 2 * time.Second
+)
 
-// Program is one iptables or ip6tables program.
-type Program struct {
-	Path   string
-	Legacy bool // it drives ip_tables, not nf_tables
-	V6     bool
-	// Restore is the program of the same variant that makes many changes at once; "" if there is none.
-	Restore string
+// The exit statuses of iptables (enum xtables_exittype in xtables.h) that matter here.
+const (
+	// exitFailed means that a chain or rule does not exist, or any other failure (OTHER_PROBLEM).
+	exitFailed = 1
+	// exitLocked means that the program did not get the lock (RESOURCE_PROBLEM).
+	exitLocked = 4
+)
 
-	Wait  []string      // the options by which a call waits for the lock
-	Limit time.Duration // of one call
-	Lock  *LockWatch
-	Left  <-chan struct{} // a call that could not even be killed, until it ends
-	Calls int             // programs started, for tests
+// program is one iptables or ip6tables program. go-iptables runs it for everything but two things that
+// the library cannot do: read a table with all its chains in one call, and fill a chain in one transaction.
+type program struct {
+	library *goiptables.IPTables
+	path    string
+	legacy  bool // it drives ip_tables, not nf_tables
+	v6      bool
+	// restore is the path of the variant's iptables-restore, or "".
+	restore string
+
+	wait  []string      // the options by which our own calls wait for the lock
+	limit time.Duration // of one call
+	lock  *lockWatch
 }
 
-// OpenXtables asks the program at path for its version. wait is how long each call waits for the lock.
-func OpenXtables(ctx context.Context, path string, legacy, v6 bool, wait time.Duration, lock *LockWatch) (*Program, error) {
-	v, err := AskVersion(ctx, path)
+// openProgram returns the program at path, after asking it for its version. wait is how long each call
+// waits for the lock, in whole seconds of at least one.
+func openProgram(ctx context.Context, path string, legacy, v6 bool, wait time.Duration, lock *lockWatch) (*program, error) {
+	// Whole seconds are all that iptables takes from version 1.8.8 on; go-iptables takes 0 for no limit.
+	seconds := max(1, int(wait/time.Second))
+	library, err := openLibrary(ctx, path, v6, seconds)
 	if err != nil {
 		return nil, err
 	}
-	x := &Program{Path: path, Legacy: legacy, V6: v6, Limit: wait + callMargin, Lock: lock}
+	p := &program{library: library, path: path, legacy: legacy, v6: v6, limit: wait + callMargin, lock: lock}
+	major, minor, patch := library.GetIptablesVersion()
+	atLeast := func(v ...int) bool { return slices.Compare([]int{major, minor, patch}, v) >= 0 }
 	switch {
-	case slices.Compare(v.number[:], []int{1, 4, 20}) < 0:
-		return nil, fmt.Errorf("%s is of version %s and cannot wait for the xtables lock: 1.4.20 is the first that can", path, v)
-	case slices.Compare(v.number[:], []int{1, 6, 0}) < 0:
-		x.Wait = []string{"-w"} // for ever, but for limit
+	case !atLeast(1, 4, 20):
+		return nil, fmt.Errorf("%s is of version %d.%d.%d and cannot wait for the xtables lock: install 1.4.20 or later", path, major, minor, patch)
+	case !atLeast(1, 6, 0):
+		p.wait = []string{"-w"} // without a limit but for that of the call
 	default:
-		// Whole seconds are all that -w takes from version 1.8.8 on; 0 would not wait.
-		x.Wait = []string{"-w", strconv.Itoa(max(1, int(wait/time.Second)))}
+		p.wait = []string{"-w", strconv.Itoa(seconds)}
 	}
-	// iptables-restore knows -w from 1.6.2 on. What lies beside a program of no telling name may be of
-	// the other variant.
-	if r, err := AskVersion(ctx, path+"-restore"); err == nil && r.Legacy == legacy && slices.Compare(r.number[:], []int{1, 6, 2}) >= 0 {
-		x.Restore = path + "-restore"
+	// iptables-restore has the option -w since 1.6.2. The file beside a program with a neutral name such as
+	// "iptables" may be of the other variant.
+	if atLeast(1, 6, 2) {
+		if l, err := isLegacy(ctx, path+"-restore"); err == nil && l == legacy {
+			p.restore = path + "-restore"
+		}
 	}
-	return x, nil
+	return p, nil
 }
 
-func (x *Program) family() string {
-	if x.V6 {
+// family returns the name of the address family.
+func (p *program) family() string {
+	if p.v6 {
 		return "IPv6"
 	}
 	return "IPv4"
 }
 
-// wanted tells whether one of the addresses is of the program's family.
-func (x *Program) wanted(addrs []netip.Addr) bool {
-	return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is6() == x.V6 })
+// handles reports whether one of the addresses is of the program's family.
+func (p *program) handles(addrs []netip.Addr) bool {
+	return slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is6() == p.v6 })
 }
 
-// Run calls the program once. A call ends with ctx, and after limit at the latest: a program that hangs
-// is killed. Where not even that ends it, further calls fail until it has ended, so that there is one of
-// them at most.
+// exitError is the end of a program with a status other than 0.
+type exitError struct {
+	status   int  // -1 where a signal ended it
+	notExist bool // the program says that the rule or chain does not exist
+	text     string
+}
+
+func (e *exitError) Error() string { return e.text }
+
+// exitStatus returns the exit status behind an error, or 0.
+func exitStatus(err error) int {
+	var e *exitError
+	if errors.As(err, &e) {
+		return e.status
+	}
+	return 0
+}
+
+// unanswered reports whether err says nothing of the rules or the kernel: the lock was held, or the
+// program did not end.
+func unanswered(err error) bool { return errors.Is(err, rule.ErrLocked) || errors.Is(err, errHung) }
+
+// run bounds one call of p with p's limit and returns its result.
 //
-// Errors: *exitError; one that wraps errHung; one that wraps ErrLocked, where the lock was held, and
-// with ctx.Err() where the waits for it have used up the time.
-func (x *Program) Run(ctx context.Context, args ...string) ([]byte, error) {
-	return x.call(ctx, "", x.Path, args...)
-}
-
-// call is run for the program at path, which is x's or its restore, with an input.
-func (x *Program) call(ctx context.Context, stdin, path string, args ...string) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, x.Lock.explain(fmt.Errorf("%s: %w", x.Path, err))
-	}
-	select {
-	case <-x.Left:
-		x.Left = nil
-	default:
-		if x.Left != nil {
-			return nil, fmt.Errorf("%s: an earlier call was killed: %w", x.Path, ErrHung)
-		}
-	}
-	x.Calls++
+// Errors: *exitError; one that wraps errHung; one that wraps rule.ErrLocked, where the lock was held, and
+// with ctx.Err() where waiting for it has used up the time.
+func run[T any](ctx context.Context, p *program, f func() (T, error)) (T, error) {
 	start := time.Now()
-	out, left, err := RunProgram(ctx, x.Limit, stdin, path, append(args, x.Wait...)...)
-	x.Left = left
-	if !x.Legacy {
-		return out, err // nf_tables needs no lock
-	}
-	if exitStatus(err) == exitLocked {
-		// The program ends this way too where it cannot even open the lock's file, which no waiting
-		// mends.
-		if file, openErr := OpenLock(); openErr != nil {
-			return nil, fmt.Errorf("%s cannot open its lock: %w: make the directory writable or mount the host's file", x.Path, openErr)
-		} else if closeErr := file.Close(); closeErr != nil {
-			err = errors.Join(err, closeErr)
+	value, err := call(ctx, p.path, p.limit, f)
+	if e := (*goiptables.Error)(nil); errors.As(err, &e) {
+		text := strings.TrimSpace(e.Error())
+		if e.ExitStatus() < 0 {
+			text += " " + e.String()
 		}
+		err = &exitError{status: e.ExitStatus(), notExist: e.IsNotExist(), text: text}
 	}
-	x.Lock.note(time.Since(start), err)
-	if exitStatus(err) == exitLocked || errors.Is(err, ErrHung) || err != nil && ctx.Err() != nil {
-		err = x.Lock.explain(err)
+	locked := false
+	if p.legacy { // nf_tables needs no lock
+		if locked = exitStatus(err) == exitLocked; locked {
+			// The program ends this way too where it cannot open the lock's file, which no wait cures.
+			file, openErr := openLock()
+			if openErr != nil {
+				return value, fmt.Errorf("%s cannot open its lock: %w: make the directory writable or mount the host's file", p.path, openErr)
+			}
+			file.Close()
+		}
+		p.lock.note(time.Since(start), err)
 	}
-	return out, err
+	if locked || p.legacy && errors.Is(err, errHung) || err != nil && ctx.Err() != nil {
+		err = p.lock.explain(err)
+	}
+	return value, err
 }
 
-// change calls the program for what it does.
-func (x *Program) change(ctx context.Context, args ...string) error {
-	_, err := x.Run(ctx, args...)
+// change runs a call that returns nothing but an error.
+func (p *program) change(ctx context.Context, f func() error) error {
+	_, err := run(ctx, p, func() (struct{}, error) { return struct{}{}, f() })
 	return err
 }
 
-// ask calls the program to know whether a rule or a chain is there.
-func (x *Program) ask(ctx context.Context, args ...string) (bool, error) {
-	_, err := x.Run(ctx, args...)
-	if exitStatus(err) == exitNotThere {
-		return false, nil
-	}
-	return err == nil, err
+// command starts the program at path, which is p's or its restore, with an input and returns its output.
+func (p *program) command(ctx context.Context, path, stdin string, args ...string) (string, error) {
+	return run(ctx, p, func() (string, error) {
+		args := append(args, p.wait...)
+		var stdout, stderr bytes.Buffer
+		cmd := exec.Cmd{Path: path, Args: append([]string{path}, args...), Stdin: strings.NewReader(stdin), Stdout: &stdout, Stderr: &stderr}
+		err := cmd.Run()
+		if e := (*exec.ExitError)(nil); errors.As(err, &e) {
+			err = &exitError{status: e.ExitCode(), text: fmt.Sprintf("running %v: %v: %s", cmd.Args, e, strings.TrimSpace(stderr.String()))}
+		}
+		return stdout.String(), err
+	})
 }
 
-// Loaded tells whether the kernel has the table. A legacy table that nobody has asked for holds no
-// rule, and asking for it would load its module and hook it into every packet's way.
-func (x *Program) Loaded(table string) bool {
-	if !x.Legacy {
+// loaded reports whether the kernel has the table. A legacy table that no program has used yet holds no
+// rule, and reading it would load its module and hook it into every packet's way.
+func (p *program) loaded(table string) bool {
+	if !p.legacy {
 		return true
 	}
 	names := "/proc/thread-self/net/ip_tables_names"
-	if x.V6 {
+	if p.v6 {
 		names = "/proc/thread-self/net/ip6_tables_names"
 	}
 	b, err := os.ReadFile(names)
 	if errors.Is(err, os.ErrNotExist) {
 		return false
 	}
-	// Where the list cannot be read the program has to say what is wrong.
+	// If the list cannot be read, the table is read: its error names the cause.
 	return err != nil || slices.Contains(strings.Fields(string(b)), table)
 }
 
-// List returns the lines of a chain, or with chain "" of the whole table.
-func (x *Program) List(ctx context.Context, table, chain string) ([]RuleLine, error) {
-	args := []string{"-t", table, "-S"}
-	if chain != "" {
-		args = append(args, chain)
-	}
-	out, err := x.Run(ctx, args...)
-	if err != nil {
-		return nil, err
-	}
-	var lines []RuleLine
-	for s := range strings.Lines(string(out)) {
-		if l, ok := parseRuleLine(s); ok {
-			lines = append(lines, l)
-		}
-	}
-	return lines, nil
+// list returns the lines of a chain.
+func (p *program) list(ctx context.Context, table, chain string) ([]ruleLine, error) {
+	lines, err := run(ctx, p, func() ([]string, error) { return p.library.List(table, chain) })
+	return parseRuleLines(slices.Values(lines)), err
 }
 
-// clearChain makes an empty chain, or empties the one of that name.
-func (x *Program) clearChain(ctx context.Context, table, chain string) error {
-	err := x.change(ctx, "-t", table, "-N", chain)
-	if exitStatus(err) != exitNotThere {
-		return err
-	}
-	// Most likely it is there. If not, the reason is that of the first call.
-	if e := x.change(ctx, "-t", table, "-F", chain); e != nil {
-		return errors.Join(err, e)
-	}
-	return nil
+// listTable returns the lines of all chains of a table.
+func (p *program) listTable(ctx context.Context, table string) ([]ruleLine, error) {
+	text, err := p.command(ctx, p.path, "", "-t", table, "-S")
+	return parseRuleLines(strings.Lines(text)), err
 }
 
-// fillChain makes chain hold the rules and nothing else, and then puts a rule of the arguments jump at the
-// head of the chain hook. Each call waits for the lock anew, so that it is one call where that can be.
-func (x *Program) fillChain(ctx context.Context, table, chain string, rules [][]string, hook string, jump []string) error {
-	if x.Restore != "" {
-		var b strings.Builder
-		// A chain that is declared is made, or emptied (iptables-restore(8)).
-		fmt.Fprintf(&b, "*%s\n:%s - [0:0]\n", table, chain)
+// fillChain makes chain hold the rules and nothing else, and then inserts a rule of the arguments jump at
+// the head of the chain hook. Each call waits for the lock anew, so it is one call where possible.
+func (p *program) fillChain(ctx context.Context, table, chain string, rules [][]string, hook string, jump []string) error {
+	if p.restore == "" {
+		err := p.change(ctx, func() error { return p.library.ClearChain(table, chain) })
 		for _, args := range rules {
-			fmt.Fprintln(&b, RuleLine{Command: "-A", Chain: chain, Args: args})
+			if err == nil {
+				err = p.change(ctx, func() error { return p.library.Append(table, chain, args...) })
+			}
 		}
-		fmt.Fprintln(&b, RuleLine{Command: "-I", Chain: hook, Args: append([]string{"1"}, jump...)})
-		b.WriteString("COMMIT\n")
-		_, err := x.call(ctx, b.String(), x.Restore, "--noflush")
+		if err == nil {
+			err = p.change(ctx, func() error { return p.library.Insert(table, hook, 1, jump...) })
+		}
 		return err
 	}
-	if err := x.clearChain(ctx, table, chain); err != nil {
-		return err
-	}
+	var b strings.Builder
+	// A declared chain is created, or emptied (iptables-restore(8)).
+	fmt.Fprintf(&b, "*%s\n:%s - [0:0]\n", table, chain)
 	for _, args := range rules {
-		if err := x.appendRule(ctx, table, chain, args); err != nil {
-			return err
-		}
+		fmt.Fprintln(&b, ruleLine{Command: "-A", Chain: chain, Args: args})
 	}
-	return x.insertRule(ctx, table, hook, jump)
+	fmt.Fprintln(&b, ruleLine{Command: "-I", Chain: hook, Args: append([]string{"1"}, jump...)})
+	b.WriteString("COMMIT\n")
+	_, err := p.command(ctx, p.restore, b.String(), "--noflush")
+	return err
 }
 
-// appendRule adds a rule at the end of a chain.
-func (x *Program) appendRule(ctx context.Context, table, chain string, args []string) error {
-	return x.change(ctx, append([]string{"-t", table, "-A", chain}, args...)...)
+// deleteRule deletes the first rule of these arguments. It is no error if another program was faster.
+func (p *program) deleteRule(ctx context.Context, table, chain string, args []string) error {
+	err := p.change(ctx, func() error { return p.library.Delete(table, chain, args...) })
+	if e := (*exitError)(nil); errors.As(err, &e) && e.status == exitFailed && e.notExist {
+		return nil
+	}
+	return err
 }
 
-// insertRule puts a rule at the head of a chain.
-func (x *Program) insertRule(ctx context.Context, table, chain string, args []string) error {
-	return x.change(ctx, append([]string{"-t", table, "-I", chain, "1"}, args...)...)
-}
-
-// deleteRule deletes the first rule of these arguments. It is no error if somebody else was faster.
-func (x *Program) deleteRule(ctx context.Context, table, chain string, args []string) error {
-	err := x.change(ctx, append([]string{"-t", table, "-D", chain}, args...)...)
-	if exitStatus(err) != exitNotThere {
-		return err
-	}
-	there, e := x.ask(ctx, append([]string{"-t", table, "-C", chain}, args...)...)
-	if e != nil {
-		return errors.Join(err, e)
-	}
-	if there {
-		return err
-	}
-	return nil
-}
-
-// dropChain empties and deletes a chain of ours that no rule leads to any more. The answer is whether
-// there was one.
-func (x *Program) dropChain(ctx context.Context, table, chain string) (bool, error) {
-	// One rule is enough to know, of however many.
-	there, err := x.ask(ctx, "-t", table, "-S", chain, "1")
-	if err != nil || !there {
-		return false, err
-	}
-	if err := x.change(ctx, "-t", table, "-F", chain); err != nil {
-		return true, err
-	}
-	return true, x.change(ctx, "-t", table, "-X", chain)
-}
-
-// Tools are the programs of one variant. A path is empty where there is no such program.
-type Tools struct {
-	Name   string // iptables-nft or iptables-legacy
-	path4  string
-	Path6  string
-	legacy bool
-}
-
-// Find looks for the programs of both variants in PATH. A program whose name does not tell its
-// variant is asked for its version; before 1.8 there was only what is now called legacy.
-func Find(ctx context.Context) []Tools {
-	var found []Tools
-	for _, variant := range []struct {
-		name, suffix string
-		legacy       bool
-	}{{rule.IPTablesNFT, "-nft", false}, {rule.IPTablesLegacy, "-legacy", true}} {
-		t := Tools{Name: variant.name, legacy: variant.legacy}
-		for _, p := range []struct {
-			name string
-			path *string
-		}{{"iptables", &t.path4}, {"ip6tables", &t.Path6}} {
-			if path, err := exec.LookPath(p.name + variant.suffix); err == nil {
-				*p.path = path
-			} else if path, err := exec.LookPath(p.name); err == nil {
-				if v, err := AskVersion(ctx, path); err == nil && v.Legacy == variant.legacy {
-					*p.path = path
-				}
-			}
-		}
-		// The other family's program of the same package lies beside it, perhaps out of PATH.
-		if t.path4 != "" && t.Path6 == "" {
-			twin := filepath.Join(filepath.Dir(t.path4), strings.Replace(filepath.Base(t.path4), "iptables", "ip6tables", 1))
-			if path, err := exec.LookPath(twin); err == nil {
-				t.Path6 = path
-			}
-		}
-		if t.path4 != "" || t.Path6 != "" {
-			found = append(found, t)
-		}
-	}
-	return found
-}
-
-// toolVersion is what a program says of itself.
-type toolVersion struct {
-	number [3]int
-	Legacy bool
-}
-
-func (v toolVersion) String() string {
-	return fmt.Sprintf("%d.%d.%d", v.number[0], v.number[1], v.number[2])
-}
-
-// versions are those of programs that were asked, by the file that each is. They are looked for several times at a
-// start, and to start a program takes milliseconds in which a process with one processor answers nobody.
-var versions struct {
-	sync.Mutex
-	of map[programFile]toolVersion
-}
-
-// programFile tells one program from another that has come to its path.
-type programFile struct {
-	path       string
-	dev, ino   uint64
-	size       int64
-	mtim, ctim unix.Timespec
-}
-
-func programAt(path string) (programFile, bool) {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return programFile{}, false
-	}
-	return programFile{path, st.Dev, st.Ino, st.Size, st.Mtim, st.Ctim}, true
-}
-
-// AskVersion asks the program at path for its version and variant, once for each that is there.
-func AskVersion(ctx context.Context, path string) (toolVersion, error) {
-	file, ok := programAt(path)
-	if !ok {
-		return askVersionAgain(ctx, path) // which says what is wrong
-	}
-	versions.Lock()
-	v, known := versions.of[file]
-	versions.Unlock()
-	if known {
-		return v, nil
-	}
-	v, err := askVersionAgain(ctx, path)
-	if err == nil {
-		versions.Lock()
-		defer versions.Unlock()
-		if versions.of == nil || len(versions.of) > 64 { // there are eight, and others after an upgrade
-			versions.of = map[programFile]toolVersion{}
-		}
-		versions.of[file] = v
-	}
-	return v, err
-}
-
-func askVersionAgain(ctx context.Context, path string) (toolVersion, error) {
-	out, _, err := RunProgram(ctx, versionLimit, "", path, "--version")
-	if err != nil {
-		return toolVersion{}, fmt.Errorf("ask for the version: %w", err)
-	}
-	// iptables v1.8.9 (nf_tables); before 1.8 nothing stands behind the number.
-	v := toolVersion{Legacy: !bytes.Contains(out, []byte("(nf_tables)"))}
-	_, number, _ := strings.Cut(string(out), " v")
-	if n, err := fmt.Sscanf(number, "%d.%d.%d", &v.number[0], &v.number[1], &v.number[2]); n < 2 {
-		return v, fmt.Errorf("%s --version: no version in %q: %w", path, out, err)
-	}
-	return v, nil
+// dropChain empties and deletes a chain if it exists. No rule may lead to it any more.
+func (p *program) dropChain(ctx context.Context, table, chain string) error {
+	return p.change(ctx, func() error { return p.library.ClearAndDeleteChain(table, chain) })
 }

@@ -8,74 +8,55 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// hookState is what stands at a hook: the rules of the kernel's chain, and the owner's chains.
+// hookState is what the kernel has at a hook.
 type hookState struct {
-	builtin []RuleLine
-	own     map[string][]RuleLine // by name; a chain without rules is there with none
+	builtin []ruleLine            // the rules of the kernel's chain
+	own     map[string][]ruleLine // the rules of the owner's chains, by name; a chain may have none
 }
 
-// jumps returns the indices of the rules in the kernel's chain that lead to chains of the owner.
+// jumps returns the indices of the rules in the kernel's chain that lead to one of the chains named.
 func (s hookState) jumps(names []string) []int {
 	var at []int
 	for i, l := range s.builtin {
-		if slices.Contains(names, l.Option("-j", "-g")) {
+		if slices.Contains(names, l.target()) {
 			at = append(at, i)
 		}
 	}
 	return at
 }
 
-// read reads all hooks of one family. Of nat, where kube-proxy may hold tens of thousands of rules,
-// it reads the chains that matter, which leaves out a chain of ours that no rule leads to; whole has it
-// read all of nat. Of raw and filter one reading of the whole is cheaper than four of a chain.
+// read returns the state of all hooks of one family. needed says that rules of this family are wanted.
 //
-// A kernel without IPv6 cannot tell its rules. That is no error where none are needed, and there are
-// none of ours.
-func (f *Backend) Read(ctx context.Context, x *Program, needed, whole bool) (map[rule.Hook]hookState, error) {
-	states, err := f.readHooks(ctx, x, whole)
-	if err != nil && x.V6 && !needed && !Unanswered(err) && ctx.Err() == nil {
-		return nil, nil
-	}
-	return states, err
-}
-
-func (f *Backend) readHooks(ctx context.Context, x *Program, whole bool) (map[rule.Hook]hookState, error) {
+// In nat, where kube-proxy may hold tens of thousands of rules, it reads only the kernel's chain and
+// those of ours that a rule leads to; wholeNAT makes it read all of nat. In raw and filter, one reading of
+// the table is cheaper than four of a chain.
+//
+// A kernel without IPv6 fails to list its rules. That is no error where none are needed; the states are
+// then nil.
+func (b *Backend) read(ctx context.Context, p *program, needed, wholeNAT bool) (map[rule.Hook]hookState, error) {
 	states := make(map[rule.Hook]hookState)
-	tables := make(map[string][]RuleLine)
+	tables := make(map[string][]ruleLine)
 	for _, h := range rule.Hooks() {
 		table, chain := h.Split()
-		states[h] = hookState{own: make(map[string][]RuleLine)}
-		if _, done := tables[table]; done || !x.Loaded(table) {
-			continue
-		}
-		if table != "nat" || whole {
-			lines, err := x.List(ctx, table, "")
+		names := b.chains(h)
+		lines, done := tables[table]
+		if !done && p.loaded(table) {
+			var err error
+			if table == "nat" && !wholeNAT {
+				lines, err = p.listLinked(ctx, table, chain, names)
+			} else {
+				lines, err = p.listTable(ctx, table)
+			}
+			if err != nil && p.v6 && !needed && !unanswered(err) && ctx.Err() == nil {
+				return nil, nil
+			}
 			if err != nil {
 				return nil, err
 			}
 			tables[table] = lines
-			continue
 		}
-		lines, err := x.List(ctx, table, chain)
-		if err != nil {
-			return nil, err
-		}
-		for _, name := range f.names(h) {
-			if !slices.ContainsFunc(lines, func(l RuleLine) bool { return l.Option("-j", "-g") == name }) {
-				continue
-			}
-			more, err := x.List(ctx, table, name)
-			if err != nil {
-				return nil, err
-			}
-			lines = append(lines, more...)
-		}
-		tables[table] = lines
-	}
-	for h, s := range states {
-		table, chain := h.Split()
-		names := f.names(h)
-		for _, l := range tables[table] {
+		s := hookState{own: make(map[string][]ruleLine)}
+		for _, l := range lines {
 			switch {
 			case l.Command == "-A" && l.Chain == chain:
 				s.builtin = append(s.builtin, l)
@@ -90,13 +71,28 @@ func (f *Backend) readHooks(ctx context.Context, x *Program, whole bool) (map[ru
 	return states, nil
 }
 
-// differences names what at hook h is not as want has it.
-func (f *Backend) differences(h rule.Hook, s hookState, want [][]string) []string {
+// listLinked returns the lines of chain, and of those of names that a rule of it leads to.
+func (p *program) listLinked(ctx context.Context, table, chain string, names []string) ([]ruleLine, error) {
+	lines, err := p.list(ctx, table, chain)
+	for _, name := range names {
+		if err != nil || !slices.ContainsFunc(lines, func(l ruleLine) bool { return l.target() == name }) {
+			continue
+		}
+		var more []ruleLine
+		more, err = p.list(ctx, table, name)
+		lines = append(lines, more...)
+	}
+	return lines, err
+}
+
+// differences returns a line for each difference between the state of hook h and the rules wanted.
+func (b *Backend) differences(h rule.Hook, s hookState, want [][]string) []string {
 	var diffs []string
 	differ := func(format string, args ...any) {
 		diffs = append(diffs, string(h)+": "+fmt.Sprintf(format, args...))
 	}
-	jumps := s.jumps(f.names(h))
+	names := b.chains(h)
+	jumps := s.jumps(names)
 	current := ""
 	switch {
 	case len(want) == 0:
@@ -107,7 +103,7 @@ func (f *Backend) differences(h rule.Hook, s hookState, want [][]string) []strin
 		differ("no rule leads to our chain")
 	default:
 		first := s.builtin[jumps[0]]
-		current = first.Option("-j", "-g")
+		current = first.target()
 		if canonicalRule(first.Args) != canonicalRule(jumpArgs(current)) {
 			differ("%s does not lead every packet to our chain", first)
 		}
@@ -123,18 +119,18 @@ func (f *Backend) differences(h rule.Hook, s hookState, want [][]string) []strin
 		}
 		diffs = append(diffs, compareRules(h, s.own[current], want)...)
 	}
-	for _, name := range f.names(h) {
-		if _, there := s.own[name]; there && name != current {
+	for _, name := range names {
+		if _, exists := s.own[name]; exists && name != current {
 			differ("superfluous chain %s", name)
 		}
 	}
 	return diffs
 }
 
-// compareRules names the differences between the rules of our chain and those that it should hold.
-func compareRules(h rule.Hook, have []RuleLine, want [][]string) []string {
+// compareRules returns a line for each difference between the rules of our chain and those wanted.
+func compareRules(h rule.Hook, have []ruleLine, want [][]string) []string {
 	var diffs []string
-	rest := make([]string, len(have)) // canonical; "" where matched
+	rest := make([]string, len(have)) // canonical; "" once matched
 	for i, l := range have {
 		rest[i] = canonicalRule(l.Args)
 	}
@@ -142,7 +138,7 @@ func compareRules(h rule.Hook, have []RuleLine, want [][]string) []string {
 	for _, args := range want {
 		i := slices.Index(rest, canonicalRule(args))
 		if i < 0 {
-			diffs = append(diffs, fmt.Sprintf("%s: missing rule %s", h, RuleLine{Command: "-A", Chain: "…", Args: args}))
+			diffs = append(diffs, fmt.Sprintf("%s: missing rule %s", h, ruleLine{Command: "-A", Chain: "…", Args: args}))
 			continue
 		}
 		rest[i] = ""
@@ -159,11 +155,11 @@ func compareRules(h rule.Hook, have []RuleLine, want [][]string) []string {
 	return diffs
 }
 
-// takesPackets tells whether a rule before ours can keep a packet from it. A jump to another program's
-// chain is let be: such programs (kube-proxy, Calico's Felix) put theirs first again whenever they look,
-// and the two would take turns for ever.
-func takesPackets(l RuleLine) bool {
-	switch l.Option("-j", "-g") {
+// takesPackets reports whether a rule before ours can keep packets from it. A jump to another program's
+// chain is left alone: such programs (kube-proxy, Calico's Felix) move their jump to the front again
+// whenever they check, and the two programs would take turns for ever.
+func takesPackets(l ruleLine) bool {
+	switch l.target() {
 	case "ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "DNAT", "REDIRECT", "NETMAP", "CT", "NOTRACK", "TPROXY":
 		return true
 	}

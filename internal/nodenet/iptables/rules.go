@@ -8,29 +8,40 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// Generations is how many chains an owner may have at a hook: one in use and one being filled.
-const Generations = 2
+// generations is how many chains an owner may have at a hook: one in use and one being filled.
+const generations = 2
 
-// ChainName is the name of the owner's own chain for h. It depends on the owner and nothing else, so
-// that a process finds what an earlier one left. At most 28 characters, the limit of iptables
-// (XT_EXTENSION_MAXNAMELEN less the terminator): LC-OUT-, a tag of 15, and the generation make 24.
-func ChainName(h rule.Hook, tag string, generation int) string {
+// chainName returns the name of the owner's own chain for h. It depends on the owner and nothing else, so
+// that a process finds what an earlier one left. LC-OUT-, a tag of 15 characters and the generation make
+// 24 characters at most; the limit of iptables is 28 (XT_EXTENSION_MAXNAMELEN less the terminator).
+func chainName(h rule.Hook, tag string, generation int) string {
 	_, chain := h.Split()
 	short := map[string]string{"PREROUTING": "PRE", "INPUT": "IN", "OUTPUT": "OUT"}[chain]
 	return fmt.Sprintf("LC-%s-%s-%d", short, tag, generation)
 }
 
-// trialChain is the name of the chain in which the socket match is tried out.
+// trialChain returns the name of the chain in which the socket match is tried out.
 func trialChain(tag string) string { return "LC-TRY-" + tag }
 
-// jumpArgs are the arguments of the rule in the kernel's chain that leads to ours.
+// jumpArgs returns the arguments of the rule in the kernel's chain that leads to ours.
 func jumpArgs(chain string) []string {
 	return []string{"-m", "comment", "--comment", rule.CommentJump, "-j", chain}
 }
 
-// LinesOf are the arguments of the rules that r becomes, in the spelling of `iptables -S`: one,
-// or for DNAT one for each target.
-func LinesOf(r rule.Rule) [][]string {
+// rulesAt returns the arguments of the rules at h.
+func rulesAt(h rule.Hook, rules []rule.Rule) [][]string {
+	var args [][]string
+	for _, r := range rules {
+		if r.Hook == h {
+			args = append(args, ruleArgs(r)...)
+		}
+	}
+	return args
+}
+
+// ruleArgs returns the arguments of the rules that r becomes, in the spelling of `iptables -S`: of one, or
+// for DNAT of one for each target.
+func ruleArgs(r rule.Rule) [][]string {
 	var match []string
 	address := func(option string, a netip.Addr) {
 		if a.IsValid() {
@@ -65,7 +76,7 @@ func LinesOf(r rule.Rule) [][]string {
 		return [][]string{with(append(comment, "-j", "CT", "--notrack")...)}
 	case rule.DNAT:
 		// The first rule takes each nth flow of n targets, the next each (n-1)th of the rest, and
-		// the last what is left: an even share each.
+		// the last takes the rest: an even share each.
 		rules := make([][]string, 0, len(r.Targets))
 		for i, t := range r.Targets {
 			args := append([]string(nil), comment...)

@@ -36,17 +36,16 @@ const (
 // The owner has one table of the inet family, and nobody else's rules are in it. It is replaced as a
 // whole in one transaction, so that packets meet either the old table or the new.
 type Backend struct {
-	owner string
-	table *nftables.Table
-	// Leftovers are the iptables programs through which node-cache's rules of legacy are found.
-	Leftovers []*iptables.Program
+	owner  string
+	table  *nftables.Table
+	legacy iptables.Programs // find node-cache's rules in iptables-legacy, which netlink does not show
 }
 
-func New(owner string, leftovers []*iptables.Program) *Backend {
+func New(owner string, programs iptables.Programs) *Backend {
 	return &Backend{
-		owner:     owner,
-		table:     &nftables.Table{Name: "localcache-" + rule.OwnerTag(owner), Family: nftables.TableFamilyINet},
-		Leftovers: leftovers,
+		owner:  owner,
+		table:  &nftables.Table{Name: "localcache-" + rule.OwnerTag(owner), Family: nftables.TableFamilyINet},
+		legacy: programs.Legacy(),
 	}
 }
 
@@ -193,7 +192,7 @@ func (f *Backend) Check(ctx context.Context, rules []rule.Rule) ([]string, error
 	for _, l := range left {
 		diffs = append(diffs, l.String())
 	}
-	others, otherErr := iptables.OtherLeftovers(ctx, f.legacy(), rule.AddressesOf(rules))
+	others, otherErr := f.legacy.NodeCacheRules(ctx, rule.AddressesOf(rules))
 	return append(diffs, others...), errors.Join(err, otherErr)
 }
 

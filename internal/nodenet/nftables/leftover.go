@@ -12,7 +12,6 @@ import (
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 
-	"localcache.dev/localcache/internal/nodenet/iptables"
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
@@ -86,11 +85,6 @@ func (f *Backend) removeLeftovers(ctx context.Context, addrs []netip.Addr) (remo
 			}
 		}
 	}
-	legacy, legacyErr := iptables.RemoveLeftovers(ctx, f.legacy(), addrs)
+	legacy, legacyErr := f.legacy.RemoveNodeCache(ctx, addrs)
 	return append(removed, legacy...), errors.Join(err, legacyErr)
-}
-
-// legacy are the programs for rules that netlink does not show.
-func (f *Backend) legacy() []*iptables.Program {
-	return slices.DeleteFunc(slices.Clone(f.Leftovers), func(x *iptables.Program) bool { return !x.Legacy })
 }

@@ -1,31 +1,43 @@
 package iptables
 
 import (
+	"iter"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 )
 
-// RuleLine is one line of `iptables -S`, the language of which is that of the command's own options.
-type RuleLine struct {
+// ruleLine is one line of `iptables -S`, which is written in the options of the command itself.
+type ruleLine struct {
 	Command string   // -A, -N or -P
-	Chain   string   // the chain that the command is about
+	Chain   string   // the chain that the command changes
 	Args    []string // the rest, unquoted
 }
 
-// parseRuleLine reads a line of `iptables -S`. Lines that are no command, such as the remarks of
-// iptables-nft on tables that it cannot read, are not ok.
-func parseRuleLine(s string) (l RuleLine, ok bool) {
-	words, ok := splitWords(s)
-	if !ok || len(words) < 2 || words[0] != "-A" && words[0] != "-N" && words[0] != "-P" {
-		return RuleLine{}, false
+// parseRuleLines reads the output of `iptables -S`.
+func parseRuleLines(text iter.Seq[string]) []ruleLine {
+	var lines []ruleLine
+	for s := range text {
+		if l, ok := parseRuleLine(s); ok {
+			lines = append(lines, l)
+		}
 	}
-	return RuleLine{Command: words[0], Chain: words[1], Args: words[2:]}, true
+	return lines
 }
 
-// String renders the line as iptables would.
-func (l RuleLine) String() string {
+// parseRuleLine reads a line of `iptables -S`. ok is false for lines that are no command, such as the
+// remarks of iptables-nft on tables that it cannot read.
+func parseRuleLine(s string) (l ruleLine, ok bool) {
+	words, ok := splitWords(s)
+	if !ok || len(words) < 2 || words[0] != "-A" && words[0] != "-N" && words[0] != "-P" {
+		return ruleLine{}, false
+	}
+	return ruleLine{Command: words[0], Chain: words[1], Args: words[2:]}, true
+}
+
+// String renders the line as iptables does.
+func (l ruleLine) String() string {
 	words := make([]string, 0, 2+len(l.Args))
 	for _, w := range append([]string{l.Command, l.Chain}, l.Args...) {
 		words = append(words, quoteWord(w))
@@ -33,9 +45,9 @@ func (l RuleLine) String() string {
 	return strings.Join(words, " ")
 }
 
-// splitWords splits s at blanks. Double quotes hold a word together; a backslash takes away the
-// meaning of the character after it (xtables_save_string in libxtables). It is not ok where a quote is
-// not closed.
+// splitWords splits s at blanks. Double quotes hold a word together; a backslash takes away the special
+// meaning of the next character (xtables_save_string in libxtables). ok is false where a quote is not
+// closed.
 func splitWords(s string) (words []string, ok bool) {
 	var word []byte
 	inWord, quoted := false, false
@@ -61,25 +73,16 @@ func splitWords(s string) (words []string, ok bool) {
 	return words, !quoted
 }
 
-// quoteWord quotes w where splitWords would not return it whole.
+// quoteWord returns w, quoted where splitWords would not return it whole.
 func quoteWord(w string) string {
 	if w != "" && !strings.ContainsAny(w, " \t\n\r\"'\\") {
 		return w
 	}
-	var b strings.Builder
-	b.WriteByte('"')
-	for i := range len(w) {
-		if strings.IndexByte(`"'\`, w[i]) >= 0 {
-			b.WriteByte('\\')
-		}
-		b.WriteByte(w[i])
-	}
-	b.WriteByte('"')
-	return b.String()
+	return `"` + strings.NewReplacer(`"`, `\"`, `'`, `\'`, `\`, `\\`).Replace(w) + `"`
 }
 
-// Option returns the word that follows name in the arguments.
-func (l RuleLine) Option(names ...string) string {
+// option returns the word that follows one of names in the arguments, or "".
+func (l ruleLine) option(names ...string) string {
 	for i, a := range l.Args[:max(len(l.Args)-1, 0)] {
 		if slices.Contains(names, a) {
 			return l.Args[i+1]
@@ -88,9 +91,12 @@ func (l RuleLine) Option(names ...string) string {
 	return ""
 }
 
-// canonicalRule brings the arguments of a rule into one form, so that two spellings of a rule compare
+// target returns the target or chain that the rule jumps or goes to.
+func (l ruleLine) target() string { return l.option("-j", "-g") }
+
+// canonicalRule returns the arguments of a rule in one form, so that two spellings of a rule compare
 // equal: matches in alphabetical order, each with its options, numbers and addresses in their shortest
-// form, no counters, and NOTRACK for the target that is also spelled CT --notrack.
+// form, no counters, and CT --notrack for the target that is also spelled NOTRACK.
 func canonicalRule(args []string) string {
 	var groups []string
 	var group []string
@@ -129,7 +135,8 @@ func canonicalRule(args []string) string {
 	return strings.Join(groups, " ")
 }
 
-// canonicalWord shortens a word that is an address, a mask of all ones, or a decimal fraction.
+// canonicalWord returns the short form of an option, of an address with or without a mask of all ones, and
+// of a decimal fraction. Other words stay as they are.
 func canonicalWord(w string) string {
 	switch w {
 	case "--protocol":
@@ -147,7 +154,7 @@ func canonicalWord(w string) string {
 	}
 	host, mask, cut := strings.Cut(w, "/")
 	if a, err := netip.ParseAddr(host); err == nil {
-		if !cut || mask == strconv.Itoa(a.BitLen()) || isOnes(mask, a) {
+		if !cut || mask == strconv.Itoa(a.BitLen()) || isHostMask(mask, a) {
 			return a.String()
 		}
 		return a.String() + "/" + mask
@@ -161,16 +168,8 @@ func canonicalWord(w string) string {
 	return w
 }
 
-// isOnes tells whether mask is the one of a single address of a's family.
-func isOnes(mask string, a netip.Addr) bool {
+// isHostMask reports whether mask, in the form of an address, is the mask of a single address of a's family.
+func isHostMask(mask string, a netip.Addr) bool {
 	m, err := netip.ParseAddr(mask)
-	if err != nil || m.BitLen() != a.BitLen() {
-		return false
-	}
-	for _, b := range m.AsSlice() {
-		if b != 0xff {
-			return false
-		}
-	}
-	return true
+	return err == nil && m.BitLen() == a.BitLen() && !slices.ContainsFunc(m.AsSlice(), func(b byte) bool { return b != 0xff })
 }

@@ -5,17 +5,18 @@ import (
 	"testing"
 )
 
+// TestParseRuleLine parses lines with quotes, escapes, blanks and faults.
 func TestParseRuleLine(t *testing.T) {
 	for _, test := range []struct {
 		line string
-		want *RuleLine
+		want *ruleLine
 	}{
-		{`-P PREROUTING ACCEPT`, &RuleLine{"-P", "PREROUTING", []string{"ACCEPT"}}},
-		{`-N LC-PRE-lc0-0`, &RuleLine{"-N", "LC-PRE-lc0-0", []string{}}},
-		{`-A PREROUTING -m comment --comment "a b" -j X`, &RuleLine{"-A", "PREROUTING", []string{"-m", "comment", "--comment", "a b", "-j", "X"}}},
-		{`-A X --comment "it\'s \"x\" \\ y"`, &RuleLine{"-A", "X", []string{"--comment", `it's "x" \ y`}}},
-		{`-A X --comment ""`, &RuleLine{"-A", "X", []string{"--comment", ""}}},
-		{`-A   X  -j  Y `, &RuleLine{"-A", "X", []string{"-j", "Y"}}},
+		{`-P PREROUTING ACCEPT`, &ruleLine{"-P", "PREROUTING", []string{"ACCEPT"}}},
+		{`-N LC-PRE-lc0-0`, &ruleLine{"-N", "LC-PRE-lc0-0", []string{}}},
+		{`-A PREROUTING -m comment --comment "a b" -j X`, &ruleLine{"-A", "PREROUTING", []string{"-m", "comment", "--comment", "a b", "-j", "X"}}},
+		{`-A X --comment "it\'s \"x\" \\ y"`, &ruleLine{"-A", "X", []string{"--comment", `it's "x" \ y`}}},
+		{`-A X --comment ""`, &ruleLine{"-A", "X", []string{"--comment", ""}}},
+		{`-A   X  -j  Y `, &ruleLine{"-A", "X", []string{"-j", "Y"}}},
 		{`-A X --comment "open`, nil},
 		{"# Table `raw' contains incompatible base-chains, use 'nft' tool to list them.", nil},
 		{`-A`, nil},
@@ -32,6 +33,7 @@ func TestParseRuleLine(t *testing.T) {
 	}
 }
 
+// TestCanonicalRule compares pairs of spellings of a rule.
 func TestCanonicalRule(t *testing.T) {
 	for _, test := range []struct {
 		one, other string
@@ -62,8 +64,8 @@ func TestCanonicalRule(t *testing.T) {
 	}
 }
 
-// FuzzRuleLine reads lines as a program of unknown version may print them. What is read must render to
-// a line that reads the same, because rules are deleted by what was read of them.
+// FuzzRuleLine parses lines as a program of unknown version may print them. A parsed line must render to
+// a line that parses to the same, because a rule is deleted by its parsed arguments.
 func FuzzRuleLine(f *testing.F) {
 	f.Add(`-A PREROUTING -d 169.254.25.10/32 -p udp -m udp --dport 53 -m socket -m comment --comment "NodeLocal DNS Cache: skip conntrack" -j CT --notrack`)
 	f.Add(`-A X ! -s fd00::/8 -m statistic --mode nth --every 2 --packet 0 -j DNAT --to-destination [fd00::1]:53`)
@@ -76,7 +78,7 @@ func FuzzRuleLine(f *testing.F) {
 			return
 		}
 		canonicalRule(l.Args)
-		leftovers([]RuleLine{l}, nil)
+		nodeCacheRules([]ruleLine{l}, nil)
 		again, ok := parseRuleLine(l.String())
 		if !ok || again.Command != l.Command || again.Chain != l.Chain || !slices.Equal(again.Args, l.Args) {
 			t.Fatalf("%q reads as %q and is rendered %q, which reads as %q", line, l, l.String(), again)
