@@ -14,9 +14,9 @@ import (
 	"localcache.dev/localcache/internal/nodenet/process"
 )
 
-// explain adds to a failed start what keeps the port from being opened, if that is why it failed: the
-// process that holds it, or what this process lacks. CoreDNS hands the error of the socket on as text, so
-// the kernel is asked again and not the text.
+// explain adds to the error of a failed start what prevents opening the port, if that is the cause: the process that
+// holds it, or what this process lacks. CoreDNS returns the socket's error as text only, so the kernel is asked
+// again.
 func (s *server) explain(err error) error {
 	for _, a := range s.node.Addresses() {
 		at := netip.AddrPortFrom(a, uint16(s.flags.dnsPort))
@@ -33,8 +33,8 @@ func (s *server) explain(err error) error {
 	return err
 }
 
-// tryListen opens the sockets of at as CoreDNS does, shared with other processes of localcache, and closes
-// them again. A failed start has its own sockets still open, which share it too.
+// tryListen opens the sockets of at as CoreDNS does, shared with other localcache processes, and closes them again. A
+// failed start still has its own sockets open, which share the port too.
 func tryListen(at netip.AddrPort) error {
 	udp, err := reuseport.ListenPacket("udp", at.String())
 	if err != nil {
@@ -47,8 +47,8 @@ func tryListen(at netip.AddrPort) error {
 	return errors.Join(udp.Close(), tcp.Close())
 }
 
-// checkMayBind tells whether the process may listen on port: below the value of a sysctl (ip(7)) it takes
-// a capability. What cannot be read is no reason against it.
+// checkMayBind returns an error if the process must not listen on port: below the value of a sysctl (ip(7)) that
+// needs a capability. It returns nil if that cannot be determined.
 func checkMayBind(port uint16) error {
 	text, readErr := os.ReadFile("/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	first, parseErr := strconv.ParseUint(string(bytes.TrimSpace(text)), 10, 32)

@@ -42,7 +42,7 @@ type serveFlags struct {
 	showVersion bool
 	quiet       bool
 
-	given map[string]bool // by name: the flags that stood on the command line
+	given map[string]bool // the flags on the command line, by name
 }
 
 // newServeFlags declares the flags with their defaults.
@@ -76,8 +76,7 @@ func newServeFlags() (*serveFlags, *flag.FlagSet) {
 	return f, fs
 }
 
-// parseServeFlags reads the command line. Its errors name the flag, what is wrong with it and what is
-// accepted.
+// parseServeFlags parses the command line. Its errors name the flag, what is wrong with it and what is accepted.
 func parseServeFlags(args []string) (*serveFlags, error) {
 	f, fs := newServeFlags()
 	fs.SetOutput(io.Discard)

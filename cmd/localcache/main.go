@@ -1,7 +1,7 @@
-// Command localcache is a node-local DNS cache for Kubernetes: CoreDNS with the plugins that such a
-// cache needs, the node's network around it, and the tools to try it out and to take it away again.
+// Command localcache is a node-local DNS cache for Kubernetes: CoreDNS with the plugins that such a cache needs, the
+// node's network around it, and the tools to diagnose and to remove it.
 //
-// main only dispatches; each subcommand has a file of its own. Those that ask a running cache have ask.go in common.
+// main only dispatches; each subcommand has a file of its own or is in internal/apiclient.
 package main
 
 import (
@@ -42,7 +42,7 @@ func commands() []command {
 func main() {
 	args := os.Args[1:]
 	if filepath.Base(os.Args[0]) == kubectlPlugin && (len(args) == 0 || strings.HasPrefix(args[0], "-")) {
-		// What kubectl runs without a subcommand is not to become a server.
+		// kubectl without a subcommand must not start a server.
 		args = append([]string{"help"}, slices.DeleteFunc(args, isHelp)...)
 	}
 	os.Exit(run(args, os.Stdout, os.Stderr))

@@ -9,9 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// serveMetrics serves the process's metrics at -metrics-listen-address, where node-cache has its own,
-// and returns what ends it. The port is shared with a second process during an upgrade. A port that
-// somebody else has is no reason not to serve DNS.
+// serveMetrics serves the process's metrics at -metrics-listen-address, like node-cache, and returns a func that ends
+// it. During an upgrade two processes share the port. If another program has the port, DNS is served all the same.
 func (s *server) serveMetrics() (stop func()) {
 	addr := s.flags.metricsAddr
 	if addr == "" || len(s.flags.localIPs) == 0 && !s.flags.given["metrics-listen-address"] {

@@ -8,7 +8,7 @@ import (
 	"github.com/coredns/coredns/core/dnsserver"
 	"github.com/coredns/coredns/plugin"
 
-	// What node-cache ships.
+	// The plugins of node-cache.
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/bufsize"
 	_ "github.com/coredns/coredns/plugin/debug"
@@ -27,7 +27,7 @@ import (
 	_ "github.com/coredns/coredns/plugin/timeouts"
 	_ "github.com/coredns/coredns/plugin/whoami"
 
-	// What nodes ask for besides.
+	// More plugins that nodes use.
 	_ "github.com/coredns/coredns/plugin/acl"
 	_ "github.com/coredns/coredns/plugin/any"
 	_ "github.com/coredns/coredns/plugin/cancel"
@@ -43,14 +43,14 @@ import (
 	_ "github.com/coredns/coredns/plugin/view"
 )
 
-// ownDirectives are localcache's words. They come before all of CoreDNS's: setup makes the interface
-// that bind may name and the address that health may listen on. cache and forward are ours too, and stand in
-// CoreDNS's places for them; fastpath stands directly behind cache, which it looks at, and diag is the last, because
-// it puts itself in front of all handlers of its block.
+// ownDirectives lists directives of localcache that come before all of CoreDNS's: setup creates the interface that
+// bind may name and the address that health may listen on. localcache's cache and forward stand in the places of
+// CoreDNS's; fastpath stands directly after cache, which it inspects, and diag is the last, because it puts itself in
+// front of all handlers of its block.
 var ownDirectives = []string{"setup"}
 
-// coreDNSDirectives are the compiled-in words that CoreDNS knows, sorted by name; CoreDNS's own list gives
-// the order of execution.
+// coreDNSDirectives lists the compiled-in directives that CoreDNS knows, sorted by name; CoreDNS's own list gives the
+// order of execution.
 var coreDNSDirectives = []string{
 	"acl", "any", "bind", "bufsize", "cache", "cancel", "debug", "dns64", "dnstap", "errors", "forward",
 	"header", "health", "hosts", "loadbalance", "local", "log", "loop", "metadata", "minimal",
@@ -58,9 +58,8 @@ var coreDNSDirectives = []string{
 	"timeouts", "view", "whoami",
 }
 
-// registerDirectives tells CoreDNS which words there are and in what order they act. A word that
-// CoreDNS knows but this program was built without is registered too, so that the error names it, its
-// line and what there is instead of calling it unknown.
+// registerDirectives registers the directives and their order with CoreDNS. A directive of CoreDNS that is not built
+// in is registered too, so that the error names it, its line and the available ones instead of calling it unknown.
 func registerDirectives() error {
 	known := slices.Clone(dnsserver.Directives)
 	for _, d := range known {
@@ -76,7 +75,7 @@ func registerDirectives() error {
 	return dnsserver.SetDirectives(slices.Concat(ownDirectives, order, []string{diagDirective}))
 }
 
-// Ours that have their places among and behind CoreDNS's.
+// Directives of localcache with places among and after CoreDNS's.
 const (
 	fastpathDirective = "fastpath"
 	diagDirective     = "diag"

@@ -36,14 +36,13 @@ import (
 	"localcache.dev/localcache/plugin/setup"
 )
 
-// drainTime is the least time between leading new queries away and closing the sockets: long enough to
-// answer what is in the sockets' queues and what was asked of kube-dns on the way. A lameduck that is
-// longer counts instead.
+// drainTime is the least time between redirecting new queries and closing the sockets: long enough to answer the
+// queries in the sockets' queues and those that wait for kube-dns. A longer lameduck counts instead.
 const drainTime = 300 * time.Millisecond
 
-// exitTimeout bounds the exit up to the moment that the sockets are closed, and closeTimeout the work on the
-// node's network after it. Together they stay below a pod's default grace of 30 s: a lameduck that is longer
-// is cut short, and what hangs is left behind rather than killed in the middle.
+// exitTimeout bounds the exit until the sockets are closed, and closeTimeout the work on the node's network after
+// that. Together they stay below a pod's default grace period of 30 s: a longer lameduck is cut short, and steps that
+// hang are abandoned instead of being killed halfway.
 const (
 	exitTimeout  = 18 * time.Second
 	closeTimeout = 10 * time.Second
@@ -107,7 +106,7 @@ type server struct {
 	source *corefile.Source
 	reload chan struct{} // a reload is wanted; one waiting is enough
 
-	skipped sync.Map // file:line of blocks without a place for fastpath, that were named
+	skipped sync.Map // file:line of blocks without a place for fastpath, already logged
 }
 
 func (s *server) Run(stdout io.Writer) error {
@@ -117,14 +116,14 @@ func (s *server) Run(stdout io.Writer) error {
 	if err := s.assemble(); err != nil {
 		return err
 	}
-	// Signals count from here on: one that comes while the node's network is being made must not leave
-	// half of it behind.
+	// Signals are handled from here on: one that arrives while the node's network is being set up must not leave it
+	// half done.
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGHUP)
 	defer signal.Stop(signals)
 
-	// Before the start, which serves DNS but does not come to its end while the xtables lock is held:
-	// that is when the counters of errors are looked at.
+	// The API is closed after the start: a start with a held xtables lock serves DNS, and its error counters are
+	// wanted then.
 	defer s.diag.Close()
 	stopMetrics := s.serveMetrics()
 	defer stopMetrics()
@@ -133,8 +132,8 @@ func (s *server) Run(stdout io.Writer) error {
 	var owned sync.WaitGroup
 	defer owned.Wait()
 	defer cancel()
-	// It runs before there is anything to keep, because the start takes its time where rules do, and the
-	// interface is to be kept from the moment that it is there.
+	// The pods are followed before anything is kept, because the start takes time while rules are set, and the
+	// interface must be maintained from the moment that it exists.
 	owned.Go(func() { s.pods.Run(ctx) })
 	owned.Go(func() {
 		if err := s.node.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
@@ -187,7 +186,7 @@ func (s *server) exit(signals <-chan os.Signal) (context.Context, context.Cancel
 	return ctx, cancel
 }
 
-// within runs f and tells whether it came to its end in time.
+// within runs f and reports whether it finished in time.
 func within(ctx context.Context, f func()) bool {
 	done := make(chan struct{})
 	go func() {
@@ -199,7 +198,7 @@ func within(ctx context.Context, f func()) bool {
 		return true
 	case <-ctx.Done():
 	}
-	// In haste is not at once: what takes no time is waited for.
+	// Even in haste, work that takes no time is waited for.
 	select {
 	case <-done:
 		return true
@@ -208,8 +207,8 @@ func within(ctx context.Context, f func()) bool {
 	}
 }
 
-// assemble builds the parts and tells CoreDNS about them. Its registries belong to the process, so it
-// can run once.
+// assemble creates the parts and registers them with CoreDNS. Its registries belong to the process, so it can run
+// only once.
 func (s *server) assemble() error {
 	caddy.Quiet = true
 	caddy.AppName, caddy.AppVersion = "localcache", buildVersion()
@@ -280,15 +279,14 @@ func (s *server) assemble() error {
 // serverType is caddy's name for the kind of server that CoreDNS is.
 const serverType = "dns"
 
-// load is the way to the Corefile at start, at a reload and, for CoreDNS, at each look of the reload
-// plugin. The first two do without caddy.LoadCaddyfile, which turns our errors into text and speaks of
-// a Caddyfile.
+// load returns the Corefile at start, at a reload and, for CoreDNS, at each check of the reload plugin. The first two
+// do not use caddy.LoadCaddyfile, which turns errors into text and mentions a Caddyfile.
 func (s *server) load(serverType string) (caddy.Input, error) {
 	name, content, err := s.source.Load()
 	if err != nil {
 		return nil, err
 	}
-	// A block has room for one word behind its brace. fastpath brings diag with it.
+	// A block has room for one word after its brace. fastpath brings diag with it.
 	word := ""
 	switch {
 	case s.implied(fastpathDirective):
@@ -309,8 +307,8 @@ func (s *server) load(serverType string) (caddy.Input, error) {
 	return caddy.CaddyfileInput{Filepath: name, Contents: content, ServerTypeName: serverType}, nil
 }
 
-// implied tells whether each block is to have a directive of ours: with -localip, as node-cache is started, unless it is
-// switched off.
+// implied reports whether each block gets one of localcache's directives: with -localip, node-cache's way to start,
+// unless it is switched off.
 func (s *server) implied(directive string) bool {
 	on := s.flags.fastpath
 	if directive == diagDirective {
@@ -319,20 +317,19 @@ func (s *server) implied(directive string) bool {
 	return len(s.flags.localIPs) > 0 && bool(on)
 }
 
-// start brings the server up, or leaves nothing behind and says why not.
+// start starts the server, or leaves nothing behind and returns the reason.
 func (s *server) start() error {
 	in, err := s.load(serverType)
 	if err != nil {
 		return err
 	}
 	if _, err := caddy.Start(in); err != nil {
-		// The sockets that did open are still there; who holds the others is looked up before they go.
+		// The sockets that did open still exist; the holders of the others are looked up before they close.
 		err = s.explain(err)
 		return errors.Join(err, caddy.Stop(), s.node.Rollback())
 	}
 	if err := s.node.Err(); err != nil {
-		// Not the shutdown callbacks: nobody depends on this server yet, and health would sit out its
-		// lameduck.
+		// Not the shutdown callbacks: nothing depends on this server yet, and health would wait for its lameduck.
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		return errors.Join(fmt.Errorf("the node's network: %w", err), caddy.Stop(), s.node.Close(ctx))
@@ -340,7 +337,7 @@ func (s *server) start() error {
 	return nil
 }
 
-// untilSignal serves until a signal asks for the end, and tells whether it is to be graceful.
+// untilSignal serves until a signal asks for the end, and reports whether the end should be graceful.
 func (s *server) untilSignal(signals <-chan os.Signal) (graceful bool) {
 	for {
 		select {
@@ -357,7 +354,7 @@ func (s *server) untilSignal(signals <-chan os.Signal) (graceful bool) {
 			case syscall.SIGUSR1:
 				s.wantReload()
 			case syscall.SIGHUP:
-				// It comes with a terminal that goes away, which is no reason for a node to lose its DNS.
+				// SIGHUP comes when a terminal closes, which is no reason to end the node's DNS.
 			}
 		}
 	}
@@ -378,7 +375,7 @@ func (s *server) restart() {
 	replaced := true // by the other reload, while this one waited for it
 	for tries := 0; err == nil && replaced && tries < 3; tries++ {
 		ended := make(chan struct{})
-		go func() { // it ends without a result where the instance was replaced
+		go func() { // it ends without a result if the instance was replaced
 			defer close(ended)
 			_, err = s.node.Serving().Restart(in)
 			replaced = false
@@ -390,12 +387,11 @@ func (s *server) restart() {
 	}
 }
 
-// stop leads new queries away, answers those that are here, and closes the sockets; in haste it closes
-// them.
+// stop sends new queries elsewhere, answers the pending ones, and closes the sockets; in haste it only closes them.
 func (s *server) stop(exit context.Context, graceful bool) error {
 	if graceful {
 		if err := s.node.Drain(exit); err != nil {
-			// The end is none the worse for it, but for queries of the moment in which the sockets close.
+			// Only queries at the moment of closing the sockets are affected.
 			s.log.Warningf("new queries are not led away: %v", err)
 		}
 		least := time.After(drainTime)
@@ -427,7 +423,7 @@ func checkPidfile(path string) error {
 	return errors.Join(tmp.Close(), os.Remove(tmp.Name()))
 }
 
-// writePidfile is written last, because its appearance tells that the sockets are open. It appears whole.
+// writePidfile is called last, because the file shows that the sockets are open. The file appears complete.
 func writePidfile(path string) error {
 	if path == "" {
 		return nil

@@ -18,19 +18,19 @@ import (
 const (
 	minToken = 16   // bytes of a token; shorter ones can be guessed
 	maxToken = 4096 // of its file
-	// tokenAge is how long a token is believed before its file is read again.
+	// tokenAge is how long a token is used before its file is read again.
 	tokenAge = time.Second
 )
 
-// Access decides who may ask.
+// Access decides which requests are allowed.
 type Access interface {
-	// check tells whether the request comes from somebody who has the role. RolePublic has everybody.
+	// check returns an error unless the request comes from a user with the role. Everybody has RolePublic.
 	check(r *http.Request, role Role) *Error
 	// String says it in the list of listeners.
 	String() string
 }
 
-// Open lets everybody ask.
+// Open returns an Access that allows every request.
 func Open() Access { return open{} }
 
 type open struct{}
@@ -38,8 +38,8 @@ type open struct{}
 func (open) check(*http.Request, Role) *Error { return nil }
 func (open) String() string                   { return "open" }
 
-// Token is Access for those who know what a file says. The file is read again when a request comes, at most once a
-// second: a token can be changed, or taken away with the file, without a restart.
+// Token is an Access for users who know the content of a file. The file is read again when a request arrives, at most
+// once a second: a token can be changed, or withdrawn by removing the file, without a restart.
 type Token struct {
 	path string
 
@@ -49,8 +49,8 @@ type Token struct {
 	read time.Time
 }
 
-// NewToken returns the Access by the token in a file: its text without the white space around it, of at least 16 bytes.
-// It fails where the file cannot be used now.
+// NewToken returns an Access by the token in a file: its text without surrounding white space, at least 16 bytes. It
+// fails if the file cannot be used now.
 func NewToken(path string) (*Token, error) {
 	t := &Token{path: path}
 	_, err := t.current(time.Now())
@@ -118,8 +118,8 @@ func (t *Token) check(r *http.Request, role Role) *Error {
 	return nil
 }
 
-// checkSite refuses what a browser sends on behalf of another site: by name, since a name can be made to lead
-// here (DNS rebinding), and by what browsers say about it.
+// checkSite refuses what a browser sends on behalf of another site: by host name, since a name can be made to resolve
+// here (DNS rebinding), and by the headers that browsers send about it.
 func checkSite(r *http.Request, node string) *Error {
 	forbidden := func(message, hint string) *Error {
 		return &Error{Code: http.StatusForbidden, Reason: "Forbidden", Message: message, Hint: hint}

@@ -14,7 +14,7 @@ import (
 // Group is the API group of the resources by which Kubernetes' rules (RBAC) allow a role: aggregates, names, actions.
 const Group = "diag.localcache.dev"
 
-// RoleVerb is the verb that goes with a role's resource.
+// RoleVerb returns the verb for a role's resource.
 func RoleVerb(r Role) string {
 	if r == RoleActions {
 		return "create"
@@ -27,16 +27,16 @@ type Verdict uint8
 
 // The verdicts.
 const (
-	Stranger Verdict = iota // the token is nobody's
-	Denied                  // it is somebody's who lacks the role
+	Stranger Verdict = iota // the token belongs to no user
+	Denied                  // the user lacks the role
 	Allowed
 )
 
 // Review asks Kubernetes about a token and a role. user is the name that Kubernetes knows the bearer by.
 type Review func(ctx context.Context, token string, role Role) (v Verdict, user string, err error)
 
-// ReviewError is the error of a Review that those who ask can be told about: without anything that strangers should not
-// know.
+// ReviewError is an error of a Review that may be shown to the client: it holds nothing that unauthenticated clients
+// must not know.
 type ReviewError struct {
 	Err  error
 	Hint string // what to do
@@ -44,34 +44,34 @@ type ReviewError struct {
 
 func (e *ReviewError) Error() string { return e.Err.Error() }
 
-// Unwrap is the error itself.
+// Unwrap returns the error itself.
 func (e *ReviewError) Unwrap() error { return e.Err }
 
-// The bounds of a Kubernetes. They are there for the API server's sake, of which each node has only a part, and so that
-// those whom nobody knows do not keep out those who are known.
+// Bounds of a Kubernetes Access. They protect the API server, which serves all nodes, and keep unauthenticated
+// clients from blocking the others.
 const (
-	// allowedFor and deniedFor are how long a verdict is believed: so much later a right that was taken away
-	// is gone, or one that was given is there. failedFor is for how long nobody is asked after a failure.
+	// allowedFor and deniedFor are how long a verdict is cached: a right that was withdrawn or given takes effect
+	// that much later. failedFor is how long no review is made after a failure.
 	allowedFor = 10 * time.Second
 	deniedFor  = 5 * time.Second
 	failedFor  = time.Second
 	// maxVerdicts is how many pairs of token and role are remembered, some hundred bytes each.
 	maxVerdicts = 256
-	// maxReviews are under way at a time for those who have been allowed something before, and as many for all
-	// others, who get strangersPerSecond.
+	// maxReviews may be under way at a time for clients that were allowed something before, and as many for all
+	// others, which get strangersPerSecond.
 	maxReviews         = 2
 	strangersPerSecond = 10
 	// reviewTimeout is for both questions, and for the wait before them.
 	reviewTimeout = 5 * time.Second
-	// saidFor is how often at most a failure is logged: strangers can cause it.
+	// saidFor is the least time between two log lines about failures: unauthenticated clients can cause them.
 	saidFor = 10 * time.Second
 	// maxBearer is more than the token of a service account has, in bytes, and as much as fits in a request.
 	maxBearer = maxHeader
 )
 
-// Kubernetes is Access for those whom Kubernetes' rules allow the role that an endpoint needs: who asks shows a token
-// that the API server accepts. The API server is asked through a Review; verdicts are remembered for seconds, by a hash
-// of the token, and none longer than that: where the API server cannot be asked, nobody is let in.
+// Kubernetes is an Access for users whom Kubernetes' rules allow the role that an endpoint needs: the client sends a
+// token that the API server accepts. The API server is asked through a Review. Verdicts are cached for seconds, by a
+// hash of the token, and no longer: if the API server cannot be asked, access is refused.
 type Kubernetes struct {
 	review Review
 	log    Logger
@@ -91,7 +91,7 @@ type Kubernetes struct {
 // verdictKey is the SHA-256 of role and token.
 type verdictKey [sha256.Size]byte
 
-// verdict is one that is known, or on its way as long as done is open.
+// verdict is a cached verdict, or a pending one while done is open.
 type verdict struct {
 	done chan struct{}
 
@@ -103,7 +103,7 @@ type verdict struct {
 	trusted bool
 }
 
-// NewKubernetes returns the Access by a Review. Failures go to the log, with their reasons. Close ends what is under way.
+// NewKubernetes returns an Access by a Review. Failures are logged with their reasons. Close ends pending reviews.
 func NewKubernetes(review Review, logger Logger) *Kubernetes {
 	k := &Kubernetes{
 		review: review, log: logger, now: time.Now, known: make(chan struct{}, maxReviews), strangers: make(chan struct{}, maxReviews),
@@ -113,7 +113,7 @@ func NewKubernetes(review Review, logger Logger) *Kubernetes {
 	return k
 }
 
-// Close ends reviews that are under way. Nobody is let in from then on.
+// Close ends pending reviews. From then on access is refused.
 func (k *Kubernetes) Close() { k.cancel() }
 
 // String implements Access.
@@ -145,7 +145,7 @@ func (k *Kubernetes) check(r *http.Request, role Role) *Error {
 		Hint: "it may be too old, of another cluster, or for another audience than the API server: 'kubectl create token NAME' prints a new one"}
 }
 
-// maxUser is how much is shown of a name: that of a service account has at most 353 characters.
+// maxUser is how much of a user name is shown: that of a service account has at most 353 characters.
 const maxUser = 384
 
 func cutTo(s string, most int) string {
@@ -155,7 +155,7 @@ func cutTo(s string, most int) string {
 	return s
 }
 
-// bearer is the token of a request (RFC 6750, section 2.1). What cannot be one is not asked about.
+// bearer returns the token of a request (RFC 6750, section 2.1). ok is false for text that cannot be a token.
 func bearer(r *http.Request) (string, bool) {
 	values := r.Header.Values("Authorization")
 	if len(values) != 1 {
@@ -174,7 +174,8 @@ func bearer(r *http.Request) (string, bool) {
 	return token, true
 }
 
-// verdict is what is known, or what comes of asking. Those who ask the same at the same time wait for one review.
+// verdict returns the cached verdict, or makes a review. Simultaneous requests for the same verdict wait for one
+// review.
 func (k *Kubernetes) verdict(ctx context.Context, token string, role Role) (*verdict, *Error) {
 	key := verdictKey(sha256.Sum256(append([]byte{byte(role)}, token...)))
 	k.mu.Lock()
@@ -220,7 +221,7 @@ func (v *verdict) ready() bool {
 	}
 }
 
-// spend takes one of the reviews that strangers have. It runs with k.mu held.
+// spend takes one of the reviews for unauthenticated clients. k.mu is held.
 func (k *Kubernetes) spend(now time.Time) bool {
 	k.budget = min(k.budget+max(now.Sub(k.filled).Seconds(), 0)*strangersPerSecond, strangersPerSecond)
 	k.filled = now
@@ -231,8 +232,8 @@ func (k *Kubernetes) spend(now time.Time) bool {
 	return true
 }
 
-// makeRoom makes sure that one more verdict fits in: the oldest one goes, before others one that was not an allowed one.
-// It runs with k.mu held.
+// makeRoom makes room for one more verdict: it removes the oldest one, preferably one that does not allow. k.mu is
+// held.
 func (k *Kubernetes) makeRoom(now time.Time) bool {
 	if len(k.entries) < maxVerdicts {
 		return true
@@ -254,8 +255,8 @@ func (k *Kubernetes) makeRoom(now time.Time) bool {
 	return true
 }
 
-// ask makes v's review, in the goroutine of the request that came first. It goes on when that one's client goes away, for
-// the sake of those who wait.
+// ask makes v's review in the goroutine of the first request. It continues if that client leaves, because other
+// requests wait for it.
 func (k *Kubernetes) ask(v *verdict, token string, role Role) {
 	defer close(v.done)
 	ctx, cancel := context.WithTimeout(k.ctx, reviewTimeout)
@@ -264,7 +265,7 @@ func (k *Kubernetes) ask(v *verdict, token string, role Role) {
 	if v.trusted {
 		queue = k.known
 	}
-	begun := k.now() // a right that is taken away while the answer is on its way is not believed for longer
+	begun := k.now() // a right that is withdrawn while the reply is on its way is not cached for longer
 	var err error
 	select {
 	case queue <- struct{}{}:
@@ -287,7 +288,8 @@ func (k *Kubernetes) ask(v *verdict, token string, role Role) {
 	}
 }
 
-// failure says what came in the way: to the log all of it, now and then, to whom nobody knows not more than what to do.
+// failure handles an error of a review: all of it goes to the log, at most now and then; an unauthenticated client
+// only learns what to do.
 func (k *Kubernetes) failure(err error) *Error {
 	hint := "the log of the cache on this node says more; ask again in a second"
 	if known, ok := errors.AsType[*ReviewError](err); ok && known.Hint != "" {

@@ -9,12 +9,13 @@ import (
 )
 
 const (
-	// maxUnsent bytes of large answers wait for clients that read slowly: four of the largest. Whoever comes then is
-	// told to come again.
+	// maxUnsent is how many bytes of large answers may wait for slow clients: four of the largest. Beyond that,
+	// clients are asked to come again.
 	maxUnsent = 16 << 20
 	// smallAnswer is the size up to which an answer is always kept: the number of connections bounds these.
 	smallAnswer = 64 << 10
-	// chunk of an answer has to be taken within stallTimeout. On its slowest way a large answer takes writeTimeout.
+	// chunk bytes of an answer must be accepted within stallTimeout. A large answer to a slow client takes at most
+	// writeTimeout.
 	chunk        = 64 << 10
 	stallTimeout = 3 * time.Second
 )
@@ -25,8 +26,8 @@ type sizeKind struct {
 	digits int
 }
 
-// encode writes v as JSON. Items of a list are written one by one, so that memory is needed for one at a time beside the
-// text itself, which is expected to be as long as that of the last answer of the kind.
+// encode writes v as JSON. Items of a list are written one by one, so that memory is needed for one at a time besides
+// the text itself, which is expected to be as long as the last answer of the kind.
 func (s *Server) encode(kind sizeKind, code int, v any) ([]byte, int) {
 	size := 0
 	if last, known := s.sizes.Load(kind); known {
@@ -52,13 +53,13 @@ func (s *Server) encode(kind sizeKind, code int, v any) ([]byte, int) {
 		s.sizes.Store(kind, body.Len())
 	}
 	if body.Cap() > 2*body.Len()+smallAnswer {
-		// The last one was much longer. What waits for the client is to be what is counted.
+		// The last one was much longer. Only what waits for the client should be counted.
 		return bytes.Clone(body.Bytes()), code
 	}
 	return body.Bytes(), code
 }
 
-// encodeTo writes what encoding/json would, but for line ends between the items.
+// encodeTo writes the output of encoding/json, with line ends between the items.
 func (l List[T]) encodeTo(body *bytes.Buffer, encoder *json.Encoder) error {
 	items := l.Items
 	l.Items = []T{}
@@ -81,7 +82,7 @@ func (l List[T]) encodeTo(body *bytes.Buffer, encoder *json.Encoder) error {
 	return nil
 }
 
-// send writes an answer. A client that does not take it is left, and one that went away is none of our business.
+// send writes an answer. A client that does not read is disconnected; one that left is no error.
 func (s *Server) send(w http.ResponseWriter, path string, code int, body []byte) {
 	if n := int64(len(body)); n > smallAnswer {
 		if s.unsent.Add(n) > s.room {

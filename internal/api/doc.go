@@ -1,26 +1,26 @@
-// Package api serves what internal/observe knows as a read-only HTTP API, and reads it as a client.
+// Package api serves the statistics of internal/observe as a read-only HTTP API, and reads it as a client.
 //
-//	GET /api/v1/summary                    the node's traffic as a whole
-//	GET /api/v1/upstreams                  each pair of upstream and transport
-//	GET /api/v1/pods                       each client
-//	GET /api/v1/pods/{namespace}/{name}    one client, by pod or by /pods/{ip}
-//	GET /api/v1/top                        names
-//	GET /api/v1/queries                    slow and failed queries, the newest first
-//	GET /api/v1/events                     failures of upstreams, the newest first
-//	GET /statusz                           the program and what it keeps
-//	GET /openapi.json                      all of this, for machines
+// GET /api/v1/summary                    the node's traffic as a whole
+// GET /api/v1/upstreams                  each pair of upstream and transport
+// GET /api/v1/pods                       each client
+// GET /api/v1/pods/{namespace}/{name}    one client, by pod or by /pods/{ip}
+// GET /api/v1/top                        names
+// GET /api/v1/queries                    slow and failed queries, the newest first
+// GET /api/v1/events                     failures of upstreams, the newest first
+// GET /statusz                           the program and its state
+// GET /openapi.json                      all of this, for machines
 //
-// Every answer is an envelope with apiVersion, kind, metadata and items. Lists have a total order. A page's
-// continue names the last item of it, not a position: what is ordered by a count may move between two pages.
-// Durations are seconds, times RFC 3339. Histograms are raw counts with their bounds in the metadata, so that
-// those of several nodes merge by addition. What is wrong with a request is said as an Error with a hint.
+// Every answer is an envelope with apiVersion, kind, metadata and items. Lists have a total order. The continue token
+// of a page names its last item and not a position: items ordered by a count may move between two pages. Durations
+// are seconds, times RFC 3339. Histograms are raw counts with their bounds in the metadata, so that those of several
+// nodes merge by addition. Errors of a request are returned as an Error with a hint.
 //
-// Reading must not disturb DNS: an answer is made from a snapshot that requests share for a moment, few requests
-// run at a time, the number of connections is bounded for each listener, and a client that does not read is
-// left after some seconds. Nothing is believed because of where it comes from except the unix socket, which the file's
-// mode guards: other listeners have an Access, and each endpoint the Role that it needs. A token has all roles; Kubernetes
-// gives them one by one, by its own rules; or a listener was opened to all in so many words. Requests of
-// browsers for other sites are refused (Host, Origin, Sec-Fetch-Site), and no CORS header is ever sent.
+// Reading must not disturb DNS: an answer is made from a snapshot that requests share for a moment, few requests run
+// at a time, the number of connections is bounded for each listener, and a client that does not read is disconnected
+// after some seconds. The origin of a request proves nothing, except on the unix socket, which the file's mode
+// guards: other listeners have an Access, and each endpoint the Role that it needs. A token has all roles; Kubernetes
+// grants them one by one, by its own rules; or a listener is explicitly open. Requests of browsers for other sites
+// are refused (Host, Origin, Sec-Fetch-Site), and no CORS header is ever sent.
 package api
 
 import (
@@ -40,15 +40,15 @@ import (
 const Version = "diag.localcache.dev/v1alpha1"
 
 const (
-	// maxRunning requests are answered at a time, others wait for at most maxWait. One answer takes some
-	// milliseconds of one processor.
+	// maxRunning requests are answered at a time; others wait for at most maxWait. One answer takes some milliseconds
+	// of one processor.
 	maxRunning = 2
 	maxWait    = time.Second
-	// snapshotAge is for how long a snapshot is shared, and keepSnapshot when its memory is given back: 5 MB with
-	// 1,024 clients.
+	// snapshotAge is how long a snapshot is shared, and keepSnapshot when its memory is freed: 5 MB with 1,024
+	// clients.
 	snapshotAge  = 200 * time.Millisecond
 	keepSnapshot = 2 * time.Second
-	// maxTables is how often a snapshot is taken because the pods have changed meanwhile.
+	// maxTables is how often a snapshot is taken again because the pods changed meanwhile.
 	maxTables = 4
 )
 
@@ -64,7 +64,7 @@ type Options struct {
 	Version   string // of the program
 	Queries   *observe.Queries
 	Upstreams *observe.Upstreams
-	Pods      pods.Source // nil: clients are told apart by address alone
+	Pods      pods.Source // nil: clients are shown by address only
 }
 
 // Server answers requests. It is safe for concurrent use.
@@ -128,8 +128,8 @@ func (s *Server) snapshot() *snapshot {
 	return v
 }
 
-// upstreamsOnly is a snapshot for those who look at upstreams alone: one of the clients is made for it only where nothing else
-// tells how long the windows are.
+// upstreamsOnly returns a snapshot for views of upstreams alone: clients are copied only if nothing else tells the
+// length of the windows.
 func (s *Server) upstreamsOnly() *snapshot {
 	s.mu.Lock()
 	now, latest := time.Now(), s.latest
@@ -146,8 +146,8 @@ func (s *Server) upstreamsOnly() *snapshot {
 
 var podsChanging = pods.Unknown("the pods of this node change too fast: ask again")
 
-// Handler answers the requests of one listener. access decides who may ask; nil stands for a listener that
-// nobody reaches who may not, which is the unix socket.
+// Handler answers the requests of one listener. access decides about them; nil means a listener that only permitted
+// users can reach, which is the unix socket.
 func (s *Server) Handler(access Access) http.Handler {
 	m := newMounts()
 	for _, e := range all() {
@@ -174,7 +174,7 @@ func (s *Server) Handler(access Access) http.Handler {
 	})
 }
 
-// admit refuses what no endpoint is to see.
+// admit refuses requests before any endpoint sees them.
 func (s *Server) admit(r *http.Request, access Access, role Role) *Error {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return &Error{Code: http.StatusMethodNotAllowed, Reason: "MethodNotAllowed", Message: cut(r.Method) + " is not possible", Hint: "the API is read-only: use GET"}
@@ -218,8 +218,8 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, e *endpoint) {
 	s.send(w, e.path, code, body)
 }
 
-// make makes an answer, for which the request has its turn. The turn is over when the answer is written to memory: those
-// who read slowly keep nobody waiting.
+// make builds an answer during the request's turn. The turn ends when the answer is in memory, so that slow readers
+// delay no other request.
 func (s *Server) make(r *http.Request, e *endpoint, p *params) (body []byte, code int, bad *Error) {
 	defer func() { <-s.running }()
 	v, bad := e.answer(s, r, p)
@@ -241,7 +241,8 @@ func (s *Server) fail(w http.ResponseWriter, path string, e *Error) {
 	s.send(w, path, code, body)
 }
 
-// ByAddress begins the note that pods are not known; in answers about several nodes those that it is about are before it.
+// ByAddress begins the note that pods are not known; in answers about several nodes the names of these nodes precede
+// it.
 const ByAddress = "clients are shown by IP address"
 
 // metadata of an answer.
@@ -258,7 +259,7 @@ func (s *Server) metadata(v *snapshot, w observe.Window) Metadata {
 	return m
 }
 
-// status is what /statusz tells.
+// status returns the content of /statusz.
 func (s *Server) status() Status {
 	now := time.Now()
 	totals, o := s.options.Queries.Totals(now), s.options.Queries.Options()

@@ -13,7 +13,7 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// endpoint is a path, what it takes and what it answers with. openapi.go describes it, parse reads for it.
+// endpoint describes a path, its parameters and its answer. openapi.go documents it, parse reads its parameters.
 type endpoint struct {
 	path, kind, text string
 	role             Role
@@ -171,7 +171,7 @@ func (s *Server) pods(_ *http.Request, p *params) (any, *Error) {
 	return list(s, v, p, "PodList", items, next), nil
 }
 
-// podOrder is what clients are ordered by.
+// podOrder returns the value by which clients are ordered.
 func podOrder(by string, c *observe.Counts) int64 {
 	switch by {
 	case "queries":
@@ -275,12 +275,12 @@ func (s *Server) queries(_ *http.Request, p *params) (any, *Error) {
 	return answer, nil
 }
 
-// below tells whether name is zone or ends with its labels.
+// below reports whether name is zone or ends with its labels.
 func below(name, zone string) bool {
 	return zone == "." || name == zone || strings.HasSuffix(name, "."+zone)
 }
 
-// ended tells whether an exchange ended so; without exchanges, what the client got.
+// ended reports whether an exchange ended with the outcome; without exchanges, whether the client got it.
 func (q *Query) ended(outcome string, rcode int) bool {
 	for i := range q.Exchanges {
 		if q.Exchanges[i].Outcome == outcome && !q.Exchanges[i].Overtaken {
@@ -323,7 +323,7 @@ func list[T any](s *Server, v *snapshot, p *params, kind string, items []T, next
 	return List[T]{APIVersion: Version, Kind: kind, Metadata: m, Items: items}
 }
 
-// is tells whether name means the client: its name or one of its addresses.
+// is reports whether name means the client: its name or one of its addresses.
 func (c *Client) is(name string) bool {
 	if c.Name() == name {
 		return true

@@ -11,12 +11,12 @@ import (
 	"time"
 )
 
-// Gather is a GET that the servers of several nodes are asked and whose answers become one, in the same envelope.
+// Gather is a GET request to the servers of several nodes, whose answers are merged into one with the same envelope.
 //
-// Counts and histograms add up exactly. Names keep their bounds: each is listed with at most Count and at least
-// Count − Error, and Floor is the most that one can have that is not listed. Upstreams are summed over the nodes,
-// with the parts in PerNode. Clients stay apart: a pod is on one node only, and what has no pod (the node itself, ~other,
-// a bare address) is another thing on each node. Queries and events are put in the order of time.
+// Counts and histograms add up exactly. Names keep their bounds: each was counted at most Count and at least Count −
+// Error times, and Floor is the most that an unlisted name can have. Upstreams are summed over the nodes, with the
+// parts in PerNode. Clients stay apart: a pod is on one node only, and a client without a pod (the node itself,
+// ~other, a bare address) differs on each node. Queries and events are sorted by time.
 type Gather struct {
 	endpoint *endpoint
 	params   *params
@@ -24,7 +24,7 @@ type Gather struct {
 	kind     kind
 }
 
-// Part is what one process answered. A node has two of them during an upgrade.
+// Part is the answer of one process. A node has two processes during an upgrade.
 type Part struct {
 	Node, Version string // Version may be empty
 	list          any    // *List of the kind's items
@@ -36,9 +36,9 @@ type Foreign struct{ Reason string }
 // Error implements error.
 func (e *Foreign) Error() string { return "the answer is none of localcache: " + e.Reason }
 
-// kind is how the answers of an endpoint are read and merged.
+// kind says how the answers of an endpoint are read and merged.
 type kind struct {
-	// whole is set where the parts of an item can come from all nodes: then each has to tell all of its items.
+	// whole is set if the parts of an item can come from all nodes: then each must send all of its items.
 	whole bool
 	read  func(body []byte) (any, error)
 	merge func(g *Gather, parts []*Part, notes []string) (any, error)
@@ -89,8 +89,9 @@ func endpointOf(path string) *endpoint {
 	return nil
 }
 
-// Query are the parameters for a process, which is alone on its node or is not. The order over all nodes is right when
-// each tells the first items of its own, as long as no item has parts in several answers; else each has to tell all.
+// Query returns the parameters for a process; alone says whether it is the only one on its node. The order over all
+// nodes is right if each sends the first items of its own, as long as no item has parts in several answers; else each
+// must send all.
 func (g *Gather) Query(alone bool) url.Values {
 	query := url.Values{}
 	for name, values := range g.query {
@@ -103,8 +104,8 @@ func (g *Gather) Query(alone bool) url.Values {
 	return query
 }
 
-// Read reads a process's answer. What a newer or older version has more is left out, and less is 0. The error is the
-// *Error of the answer if it is one, or a *Foreign.
+// Read parses a process's answer. Fields that only another version has are ignored, and missing ones are 0. The error
+// is the *Error of the answer if it is one, or a *Foreign.
 func (g *Gather) Read(node, version string, body []byte) (*Part, error) {
 	var head struct {
 		APIVersion string `json:"apiVersion"`
@@ -133,19 +134,19 @@ func (g *Gather) Read(node, version string, body []byte) (*Part, error) {
 	return &Part{Node: node, Version: version, list: list}, nil
 }
 
-// Merge makes one *List of the parts, of which there is at least one, with notes about those that there are not. It fails
-// where latencies were counted in different buckets. The list and the parts share memory.
+// Merge returns one *List of the parts, of which there is at least one, with notes about missing ones. It fails if
+// latencies were counted in different buckets. The list and the parts share memory.
 func (g *Gather) Merge(parts []*Part, notes ...string) (any, error) {
 	parts = slices.Clone(parts)
 	slices.SortStableFunc(parts, func(a, b *Part) int { return strings.Compare(a.Node, b.Node) })
 	return g.kind.merge(g, parts, notes)
 }
 
-// One tells whether the answer is about one client, which most nodes do not know.
+// One reports whether the answer is about one client, which most nodes do not know.
 func (g *Gather) One() bool { return g.endpoint.kind == "PodDetail" }
 
-// merging makes a kind of what merges its lists: f fills to's items from those of the parts, which are in the order of their
-// nodes. to's metadata are those that all kinds have in common.
+// merging returns a kind from the function that merges its lists: f fills to's items from those of the parts, in the
+// order of their nodes. The metadata that all kinds share are already in to.
 func merging[T any](whole bool, f func(g *Gather, from []answer[T], to *List[T])) kind {
 	return kind{
 		whole: whole,
@@ -236,8 +237,8 @@ func NodeNames(nodes []string) string {
 	return strings.Join(nodes, ", ")
 }
 
-// place puts the items in their order and cuts the list where the request wants that. partial are nodes that told
-// only the first of their items where all were needed.
+// place sorts the items and cuts the list as requested. partial are nodes that sent only their first items although
+// all were needed.
 func place[T any](g *Gather, to *List[T], items []T, at func(*T) cursor, from []answer[T]) {
 	processes := map[string]int{}
 	for _, a := range from {

@@ -8,7 +8,8 @@ import (
 	"strings"
 )
 
-// mergePods puts the clients of all nodes in one list. Parts of the same one come from two processes of its node.
+// mergePods merges the clients of all nodes into one list. Parts of the same client come from two processes of its
+// node.
 func mergePods(g *Gather, from []answer[Pod], to *List[Pod]) {
 	bounds := to.Metadata.LatencyBoundsSeconds
 	var all []Pod
@@ -30,7 +31,8 @@ func mergePods(g *Gather, from []answer[Pod], to *List[Pod]) {
 	}, from)
 }
 
-// key is the same for parts of the same client. What is no pod, or has a pseudonym, belongs to its node.
+// key returns a value that is equal for parts of the same client. A client without a pod, or with a pseudonym,
+// belongs to its node.
 func (c *Client) key() string {
 	switch {
 	case c.UID != "":
@@ -41,7 +43,7 @@ func (c *Client) key() string {
 	return "node " + c.Node + " " + c.Name()
 }
 
-// order is what clients are ordered by, as podOrder has it.
+// order returns the value by which clients are ordered; see podOrder.
 func (p *Pod) order(by string, bounds []float64) int64 {
 	switch by {
 	case "queries":
@@ -71,7 +73,7 @@ func nanoseconds(seconds float64) int64 {
 	return int64(math.Round(max(min(seconds, 9e9), -9e9) * 1e9))
 }
 
-// add merges what another process tells of the same client.
+// add merges the statistics of another process about the same client.
 func (p *Pod) add(o *Pod, bounds []float64) {
 	p.Client.add(&o.Client)
 	if o.FirstSeen.Before(p.FirstSeen) {
@@ -87,7 +89,7 @@ func (p *Pod) add(o *Pod, bounds []float64) {
 }
 
 func (c *Client) add(o *Client) {
-	if c.Node != o.Node { // Addresses that moved meanwhile; it is not to be hidden
+	if c.Node != o.Node { // addresses that moved meanwhile must stay visible
 		c.Node += ", " + o.Node
 	}
 	for _, a := range o.Addresses {
@@ -141,7 +143,7 @@ func mergeDetails(_ *Gather, from []answer[PodDetail], to *List[PodDetail]) {
 	}
 }
 
-// mergeNames adds up how often each name was counted; or finds the slowest.
+// mergeNames adds up how often each name was counted, or finds the slowest.
 func mergeNames(g *Gather, from []answer[Name], to *List[Name]) {
 	lists, floors := make([][]Name, len(from)), make([]uint64, len(from))
 	for i, a := range from {
@@ -155,7 +157,7 @@ func mergeNames(g *Gather, from []answer[Name], to *List[Name]) {
 		all, to.Metadata.Floor = addNames(lists, floors)
 	}
 	place(g, to, all, namePlace, from)
-	if len(to.Items) < len(all) { // what is cut off is not listed either
+	if len(to.Items) < len(all) { // names that are cut off are not listed either
 		to.Metadata.Floor = max(to.Metadata.Floor, uint64(namePlace(&all[len(to.Items)]).value))
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// add does not overflow: what one node says is not to make a small number of the large ones of others.
+// add saturates: a large count of one node must not wrap around the sum.
 func add(a, b uint64) uint64 {
 	if a > math.MaxUint64-b {
 		return math.MaxUint64
@@ -29,7 +29,7 @@ func addInt(a, b int64) int64 {
 	return a + b
 }
 
-// addMap adds the counts of from to those of to, which is made where there is none.
+// addMap adds the counts of from to those of to, which it creates if needed.
 func addMap(to *map[string]uint64, from map[string]uint64) {
 	if *to == nil && from != nil {
 		*to = make(map[string]uint64, len(from))
@@ -47,7 +47,7 @@ func ratio(part, whole uint64) float64 {
 	return float64(part) / float64(whole)
 }
 
-// add merges o into l: the counts exactly, and what follows from them anew. bounds are those of both.
+// add merges o into l: the counts exactly, and computes the derived values again. bounds are those of both.
 func (l *Latency) add(o *Latency, bounds []float64) {
 	counts := make([]uint64, max(len(l.Counts), len(o.Counts)))
 	copy(counts, l.Counts)
@@ -61,8 +61,8 @@ func (l *Latency) add(o *Latency, bounds []float64) {
 	l.P50Seconds, l.P90Seconds, l.P99Seconds = l.Quantile(0.5, bounds), l.Quantile(0.9, bounds), l.Quantile(0.99, bounds)
 }
 
-// Quantile is what observe.Latency's Quantile is, in seconds. bounds are Metadata.LatencyBoundsSeconds. The last bucket
-// has no bound; it is taken to be as wide as the two before it, since there are two an octave.
+// Quantile is observe.Latency.Quantile in seconds. bounds are Metadata.LatencyBoundsSeconds. The last bucket has no
+// bound; it is taken to be as wide as the two before it, since there are two an octave.
 func (l *Latency) Quantile(q float64, bounds []float64) float64 {
 	if len(bounds) == 0 {
 		return 0

@@ -2,7 +2,7 @@ package api
 
 import "slices"
 
-// mergeUpstreams sums what the nodes tell of the same upstream and transport, and keeps the parts.
+// mergeUpstreams sums the statistics of the nodes about the same upstream and transport, and keeps the parts.
 func mergeUpstreams(g *Gather, from []answer[Upstream], to *List[Upstream]) {
 	bounds := to.Metadata.LatencyBoundsSeconds
 	var sums []Upstream
@@ -46,7 +46,7 @@ func mergeUpstreams(g *Gather, from []answer[Upstream], to *List[Upstream]) {
 	}, from)
 }
 
-// add merges what another node or process tells of the same upstream, but the connections.
+// add merges the statistics of another node or process about the same upstream, except the connections.
 func (u *Upstream) add(o *Upstream, bounds []float64) {
 	u.Exchanges, u.Answers, u.Failures = add(u.Exchanges, o.Exchanges), add(u.Answers, o.Answers), add(u.Failures, o.Failures)
 	u.ExchangesPerSecond = addFloat(u.ExchangesPerSecond, o.ExchangesPerSecond)

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// openAPI describes the endpoints (https://spec.openapis.org/oas/v3.1.0), from what serves them.
+// openAPI returns the description of the endpoints (https://spec.openapis.org/oas/v3.1.0), made from the code that
+// serves them.
 func openAPI(version string) map[string]any {
 	schemas := map[string]any{}
 	metadata := schemaOf(reflect.TypeFor[Metadata](), schemas)
@@ -51,7 +52,7 @@ func openAPI(version string) map[string]any {
 			"schemas":         schemas,
 			"securitySchemes": map[string]any{"token": map[string]any{"type": "http", "scheme": "bearer"}},
 		},
-		// None on the unix socket and where access is open.
+		// No security on the unix socket and where access is open.
 		"security": []any{map[string]any{"token": []string{}}, map[string]any{}},
 	}
 }

@@ -12,8 +12,8 @@ import (
 //go:embed page
 var pageFS embed.FS
 
-// pagePolicy lets the page load its own files and ask its own server, and nothing else. Scripts cannot make markup out of
-// text (https://www.w3.org/TR/trusted-types/), so that a name in a DNS packet stays text whatever it is.
+// pagePolicy allows the page to load its own files and to ask its own server, nothing else. Scripts cannot turn text
+// into markup (https://www.w3.org/TR/trusted-types/), so that a name from a DNS packet always stays text.
 const pagePolicy = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
 
@@ -48,7 +48,7 @@ func readPage(files ...pageFile) []pageFile {
 	return files
 }
 
-// mountPage serves the page and what only it asks for. The files have no data in them.
+// mountPage serves the page and the endpoints that only the page uses. Its files contain no data.
 func (s *Server) mountPage(m *mounts, access Access) {
 	for _, f := range pageFiles {
 		m.handle(f.pattern, RolePublic, func(w http.ResponseWriter, r *http.Request) { s.servePage(w, r, &f) })
@@ -74,10 +74,10 @@ func (s *Server) servePage(w http.ResponseWriter, r *http.Request, f *pageFile) 
 	s.count.add(f.pattern, http.StatusOK)
 	h.Set("Content-Type", f.kind)
 	h.Set("Content-Length", fmt.Sprint(len(f.body)))
-	_, _ = w.Write(f.body) // a client that went away is none of our business
+	_, _ = w.Write(f.body) // a client that left is no error
 }
 
-// matches tells whether a list of entity tags has this one (RFC 9110, section 13.1.2).
+// matches reports whether a list of entity tags contains etag (RFC 9110, section 13.1.2).
 func matches(list, etag string) bool {
 	for tag := range strings.SplitSeq(list, ",") {
 		if tag = strings.TrimSpace(tag); tag == "*" || strings.TrimPrefix(tag, "W/") == etag {

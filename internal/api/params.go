@@ -15,7 +15,7 @@ import (
 
 const (
 	maxQuery     = 2048 // bytes of all parameters
-	maxValue     = 512  // of one: a name in presentation format of no more than half escaped bytes
+	maxValue     = 512  // bytes of one: a name in presentation format with at most half of its bytes escaped
 	defaultLimit = 100
 	maxLimit     = MaxLimit
 	maxAge       = 1000 * time.Hour
@@ -168,7 +168,8 @@ func outcomes() []string {
 	return list
 }
 
-// CheckParameter tells whether a GET of path takes a parameter of this value. The error says what is accepted.
+// CheckParameter returns an error unless a GET of path accepts this value of the parameter. The error says what is
+// accepted.
 func CheckParameter(path, name, value string) error {
 	e := endpointOf(path)
 	if e == nil {
@@ -185,8 +186,8 @@ func CheckParameter(path, name, value string) error {
 	return fmt.Errorf("it is not for %s, which takes %s", path, e.parameterNames())
 }
 
-// checkName tells whether v is a domain name in presentation format (RFC 1035, section 5.1). Which characters a label
-// has is nobody's business here.
+// checkName returns an error unless v is a domain name in presentation format (RFC 1035, section 5.1). Any characters
+// are allowed in a label.
 func checkName(v string) error {
 	whole, label := 1, 0 // bytes on the wire
 	for i := 0; v != "." && i < len(v); i++ {
@@ -216,8 +217,8 @@ func checkName(v string) error {
 	return nil
 }
 
-// parse reads the parameters of a request for e. What is not known is refused: a filter that is misspelt must
-// not look like one that finds everything.
+// parse reads the parameters of a request for e. Unknown ones are refused: a misspelt filter must not look like one
+// that matches everything.
 func parse(raw string, e *endpoint) (*params, *Error) {
 	wrong := func(name, message, hint string) *Error {
 		return &Error{Code: http.StatusBadRequest, Reason: "BadParameter", Message: fmt.Sprintf("parameter %s: %s", cut(name), message), Hint: hint}
@@ -252,7 +253,7 @@ func parse(raw string, e *endpoint) (*params, *Error) {
 	return p, nil
 }
 
-// cut bounds what is repeated of a request.
+// cut bounds a part of a request that is repeated in an answer.
 func cut(s string) string {
 	if len(s) > 64 {
 		return s[:64] + "…"

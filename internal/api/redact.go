@@ -13,7 +13,7 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// Redaction is what the API does not tell.
+// Redaction says what the API hides.
 type Redaction uint32
 
 // The redactions. RedactClients includes RedactNames.
@@ -43,7 +43,7 @@ func ParseRedaction(s string) (Redaction, bool) {
 	return 0, false
 }
 
-// SetRedaction changes what is told from now on.
+// SetRedaction changes the redaction from now on.
 func (s *Server) SetRedaction(r Redaction) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -51,7 +51,7 @@ func (s *Server) SetRedaction(r Redaction) {
 	s.latest = nil // its messages are those of before
 }
 
-// Redaction is what is in force.
+// Redaction returns the current redaction.
 func (s *Server) Redaction() Redaction { return Redaction(s.redact.Load()) }
 
 func newSecret() []byte {
@@ -60,8 +60,8 @@ func newSecret() []byte {
 	return b
 }
 
-// pseudonym stands for a name or client for as long as the process lives: the same for the same, so that what belongs
-// together can be seen. Nobody who lacks the secret can try names out.
+// pseudonym returns a replacement for a name or client that stays the same for the life of the process, so that
+// related entries can be recognized. Without the secret nobody can test guesses.
 func (s *Server) pseudonym(text string) string {
 	m := hmac.New(sha256.New, s.secret)
 	m.Write([]byte(text))
@@ -88,7 +88,7 @@ func (s *Server) redactClient(c Client) Client {
 	return c
 }
 
-// upstreamSnapshots are the statistics of upstreams, with the messages of failures as they may be told.
+// upstreamSnapshots returns the statistics of upstreams, with failure messages redacted as configured.
 func (s *Server) upstreamSnapshots() []observe.UpstreamSnapshot {
 	list := s.options.Upstreams.Snapshot()
 	if s.Redaction() != RedactNone {
@@ -102,9 +102,9 @@ func (s *Server) upstreamSnapshots() []observe.UpstreamSnapshot {
 	return list
 }
 
-// redactText replaces what looks like a domain name or a client's address in a message for people, such as that of a
-// failed exchange. None that localcache makes has one in it; but many come from the kernel, from libraries and from
-// upstreams, where that is nobody's promise. What belongs to the upstream itself stays.
+// redactText replaces everything that looks like a domain name or a client's address in a message for people, such as
+// that of a failed exchange. Messages of localcache contain none; but many come from the kernel, from libraries and
+// from upstreams, which make no such promise. The upstream's own name and address stay.
 func (s *Server) redactText(text, upstream string) string {
 	r := s.Redaction()
 	if r == RedactNone {
@@ -127,8 +127,8 @@ func (s *Server) redactText(text, upstream string) string {
 	return b.String()
 }
 
-// inWord tells whether a rune can be part of a name or an address with its port. What else may be in a label, as any octet
-// may (RFC 2181, section 11), is escaped with a backslash in texts.
+// inWord reports whether a rune can be part of a name or an address with its port. Other octets of a label (RFC 2181,
+// section 11) are escaped with a backslash in texts.
 func inWord(r rune) bool {
 	return r >= '0' && r <= '9' || r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= 0x80 || strings.ContainsRune(`._-*:[]%\`, r)
 }
@@ -164,7 +164,7 @@ func addressIn(word string) (netip.Addr, bool) {
 	return a.Unmap(), err == nil
 }
 
-// looksLikeName tells whether a word is a domain name of more than one label; "1.5s" and "v1.2" are none.
+// looksLikeName reports whether a word is a domain name of more than one label; "1.5s" and "v1.2" are not.
 func looksLikeName(word string) bool {
 	word = strings.TrimRight(word, ".")
 	i := strings.LastIndexByte(word, '.')

@@ -26,7 +26,7 @@ type Remote struct {
 	client *http.Client
 }
 
-// RemoteOptions say where the Server is: at URL if it is not empty, else at Socket.
+// RemoteOptions say where the Server is: at URL if that is not empty, else at Socket.
 type RemoteOptions struct {
 	Socket    string // path of the unix socket
 	URL       string // such as http://10.0.0.1:9257
@@ -50,7 +50,7 @@ func NewRemote(o RemoteOptions) (*Remote, error) {
 	transport := &http.Transport{DisableCompression: true, ResponseHeaderTimeout: clientTimeout}
 	c := &Remote{client: &http.Client{
 		Transport: transport, Timeout: clientTimeout,
-		// A server of ours never redirects; what does must not get the token.
+		// localcache never redirects; a server that does must not get the token.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
 	if o.URL == "" {
@@ -72,8 +72,8 @@ func NewRemote(o RemoteOptions) (*Remote, error) {
 	return c, nil
 }
 
-// Get asks for a path, such as /api/v1/top, and decodes the answer into v. The error is an *Error where the Server
-// refuses, an *Unreachable where there is none.
+// Get requests a path, such as /api/v1/top, and decodes the answer into v. The error is an *Error if the Server
+// refuses, an *Unreachable if there is none.
 func (c *Remote) Get(ctx context.Context, path string, query url.Values, v any) error {
 	u := c.base.JoinPath(path)
 	u.RawQuery = query.Encode()

@@ -5,19 +5,20 @@ import (
 	"net/http"
 )
 
-// Role is what somebody who asks has to be allowed. Each endpoint names the one that it needs. Which ones somebody
-// has is the matter of an Access: the roles do not include each other, except RolePublic, which everybody has.
+// Role is a permission. Each endpoint names the one that it needs, and an Access decides which ones a client has. The
+// roles do not include each other, except RolePublic, which everybody has.
 type Role uint8
 
 // The roles.
 const (
-	// RolePublic is for what is the same on every node and in every copy of the program: the files of the page.
+	// RolePublic is for content that is the same on every node and in every copy of the program: the files of the
+	// page.
 	RolePublic Role = iota
 	// RoleAggregates is for counts of the node and of its upstreams, which name no client and nothing that one asked.
 	RoleAggregates
-	// RoleNames is for who asked and what.
+	// RoleNames is for data about who asked what.
 	RoleNames
-	// RoleActions is for what changes something or costs others something, such as a probe.
+	// RoleActions is for requests that change something or cause load elsewhere, such as a probe.
 	RoleActions
 
 	numRoles = iota
@@ -33,7 +34,8 @@ func (r Role) String() string {
 	return fmt.Sprintf("role(%d)", uint8(r))
 }
 
-// unknownPathRole is what a request for a path that no endpoint has needs: strangers are not told what there is.
+// unknownPathRole is the role for a path without an endpoint, so that unauthenticated clients do not learn which
+// paths exist.
 const unknownPathRole = RoleAggregates
 
 // mounts are the handlers of a listener, by the patterns of http.ServeMux, and the role that each needs.
@@ -44,13 +46,13 @@ type mounts struct {
 
 func newMounts() *mounts { return &mounts{http.NewServeMux(), map[string]Role{}} }
 
-// handle serves what matches pattern to those who have the role.
+// handle serves requests that match pattern for clients with the role.
 func (m *mounts) handle(pattern string, role Role, h http.HandlerFunc) {
 	m.mux.HandleFunc(pattern, h)
 	m.roles[pattern] = role
 }
 
-// of is the pattern that a request matches, empty where none does, and the role that it needs.
+// of returns the pattern that a request matches, empty if none, and the role that it needs.
 func (m *mounts) of(r *http.Request) (pattern string, role Role) {
 	_, pattern = m.mux.Handler(r)
 	role, known := m.roles[pattern]

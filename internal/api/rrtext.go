@@ -13,7 +13,7 @@ var types = map[uint16]string{
 	39: "DNAME", 43: "DS", 46: "RRSIG", 47: "NSEC", 48: "DNSKEY", 52: "TLSA", 64: "SVCB", 65: "HTTPS", 251: "IXFR", 252: "AXFR", 255: "ANY", 257: "CAA",
 }
 
-// typeText is a type's mnemonic, or what RFC 3597, section 5, has in its place.
+// typeText returns a type's mnemonic, or its form in RFC 3597, section 5.
 func typeText(t uint16) string {
 	if s, ok := types[t]; ok {
 		return s

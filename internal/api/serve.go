@@ -27,15 +27,17 @@ const (
 type Listening struct {
 	server *http.Server
 	forget func()
-	end    func() // ends what does not end by itself
+	end    func() // ends long-running requests
 	done   chan struct{}
 }
 
-// Serve serves ln, which it closes in the end, to those that access lets in. name says in Status where it listens.
+// Serve serves ln and closes it at the end; access decides about requests. name is shown in Status as the listening
+// address.
 func (s *Server) Serve(ln net.Listener, access Access, name string, logger Logger) *Listening {
 	admits := access
 	if admits == nil {
-		// Its mode guards the unix socket, but not where somebody forwards it to a port: other sites may lead a browser there.
+		// The file mode guards the unix socket, but not if somebody forwards it to a port: then other sites may
+		// direct a browser there.
 		admits = Open()
 	}
 	closing := make(chan struct{})
@@ -44,7 +46,7 @@ func (s *Server) Serve(ln net.Listener, access Access, name string, logger Logge
 		BaseContext:       func(net.Listener) context.Context { return withClosing(context.Background(), closing) },
 		ReadHeaderTimeout: headerTimeout, ReadTimeout: headerTimeout, WriteTimeout: writeTimeout, IdleTimeout: idleTimeout,
 		MaxHeaderBytes: maxHeader,
-		ErrorLog:       log.New(discard{}, "", 0), // of what clients do wrong, who can do it often
+		ErrorLog:       log.New(discard{}, "", 0), // errors of clients, which may be frequent
 	}}
 	if access != nil {
 		name += " (" + access.String() + ")"
@@ -72,7 +74,7 @@ func (l *Listening) Close() {
 	<-l.done
 }
 
-// Close gives back the memory of the last snapshot. The listeners are closed by themselves.
+// Close frees the last snapshot. Listeners are closed separately.
 func (s *Server) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -140,7 +142,7 @@ type requestCounts struct {
 	n  map[RequestKind]uint64
 }
 
-// RequestKind is what answers are counted by.
+// RequestKind is the key by which answers are counted.
 type RequestKind struct {
 	Path string // of the endpoint, not of the request; "other" where there is none
 	Code int    // HTTP status

@@ -14,17 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// DefaultSocket is where the unix socket is unless it is said otherwise.
+// DefaultSocket is the default path of the unix socket.
 const DefaultSocket = "/run/localcache/diag.sock"
 
-// watchEvery is how often it is looked whether the socket's name is still somebody's.
+// watchEvery is how often the socket's name is checked for a living owner.
 const watchEvery = 5 * time.Second
 
-// Socket is the API at a name in the file system, which only the user of this process may open.
+// Socket serves the API at a path in the file system that only the user of this process may open.
 //
-// Two processes during an upgrade want the same name. The newcomer takes it, by renaming its own socket over the
-// other: at no moment is there none. The older one lets it be as long as the newcomer answers, and takes the
-// name again when that has ended. Who ends removes the name only where it is its own.
+// During an upgrade two processes want the same path. The new one takes it by renaming its own socket over the other,
+// so that it always exists. The old one leaves it as long as the new one answers, and takes it again if that process
+// ends. A process that ends removes the path only if it is its own.
 type Socket struct {
 	path  string
 	log   Logger
@@ -39,7 +39,7 @@ type Socket struct {
 	warned    string
 }
 
-// fileID tells one file from another that has the same name later.
+// fileID distinguishes a file from another one that has the same path later.
 type fileID struct{ dev, ino uint64 }
 
 // ServeSocket serves s at path until Close. Where that is not possible it says so once, and keeps trying.
@@ -52,7 +52,7 @@ func (s *Server) ServeSocket(path string, logger Logger) *Socket {
 	return k
 }
 
-// Close ends it, and removes the name if it is this one's.
+// Close ends the Socket, and removes the path if it is this one's.
 func (k *Socket) Close() {
 	k.cancel()
 	k.done.Wait()
@@ -76,7 +76,7 @@ func (k *Socket) watch(ctx context.Context) {
 	}
 }
 
-// attempt takes the name where it is free, and, the first time, from anybody.
+// attempt takes the path if it is free, and the first time even if it is not.
 func (k *Socket) attempt(first bool) {
 	err := k.take(first)
 	if err == nil {
@@ -118,7 +118,7 @@ func identify(path string) (fileID, error) {
 	return fileID{st.Dev, st.Ino}, nil
 }
 
-// answers tells whether a process listens there.
+// answers reports whether a process listens there.
 func answers(path string) bool {
 	c, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
@@ -128,7 +128,7 @@ func answers(path string) bool {
 	return !errors.Is(err, unix.ECONNREFUSED) && !errors.Is(err, unix.ENOENT)
 }
 
-// bind makes a socket under a name of its own and gives it the name that all know.
+// bind creates a socket under a temporary name and renames it to the path.
 func (k *Socket) bind() error {
 	own := fmt.Sprintf("%s.%d", k.path, os.Getpid())
 	if err := os.Remove(own); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -159,8 +159,8 @@ func (k *Socket) bind() error {
 	return nil
 }
 
-// unname removes the name if it is ours. Between the look and the deed another one may have taken it: so it is moved
-// aside first, and put back where it turns out to be theirs.
+// unname removes the path if it is this process's. Another process may take it between check and removal: so the file
+// is moved aside first, and moved back if it belongs to the other.
 func (k *Socket) unname() {
 	if id, err := identify(k.path); err != nil || id != k.mine {
 		return
@@ -170,7 +170,7 @@ func (k *Socket) unname() {
 		return
 	}
 	if id, err := identify(aside); err == nil && id != k.mine {
-		_ = os.Link(aside, k.path) // where a third one has the name meanwhile, that is fine too
+		_ = os.Link(aside, k.path) // if a third process has the path meanwhile, nothing has to be done
 	}
 	if err := os.Remove(aside); err != nil {
 		k.log.Warningf("%s is left behind: %v", aside, err)

@@ -14,28 +14,29 @@ import (
 
 const (
 	streamPath = "/api/v1/stream"
-	// maxStreams of a server, over all its listeners. Each takes a connection of its listener's for as long as
-	// somebody looks at the page.
+	// maxStreams is the most streams of a server, over all its listeners. Each holds a connection of its listener for
+	// as long as the page is open.
 	maxStreams = 8
-	// streamEvery is the distance of two events. A snapshot is made for each, whoever looks on.
+	// streamEvery is the time between two events. One snapshot is made for each, for all streams.
 	streamEvery = 2 * time.Second
 	// eventTimeout is for a client to take an event.
 	eventTimeout = 5 * time.Second
-	// recheckEvery so many events it is looked whether the client may still ask: a token can be taken back.
+	// recheckEvery is the number of events after which the access of a client is checked again: a token can be
+	// withdrawn.
 	recheckEvery = 5
 )
 
-// streams are the streams of events that are open. All are told the same at the same moments, and what they are told
-// is made once. The zero value is ready.
+// streams holds the open streams of events. All get the same events at the same moments, and each event is made once.
+// The zero value is ready to use.
 type streams struct {
-	every, timeout time.Duration // streamEvery and eventTimeout where they are 0
+	every, timeout time.Duration // 0 means streamEvery and eventTimeout
 
 	mu   sync.Mutex
 	open int
 	made map[streamKind]streamEvent
 }
 
-// streamKind is what events differ in.
+// streamKind is what distinguishes events.
 type streamKind struct {
 	window observe.Window
 	names  bool   // of clients and of what they asked for
@@ -61,7 +62,7 @@ func (t *streams) deadline() time.Duration {
 	return eventTimeout
 }
 
-// enter is false where there are enough.
+// enter returns false at the limit.
 func (t *streams) enter() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -80,7 +81,7 @@ func (t *streams) leave() {
 	}
 }
 
-// event is what is told at a tick. Who comes first makes it, the others wait for that.
+// event returns the event of a tick. The first stream makes it, the others wait for it.
 func (s *Server) event(kind streamKind, tick int64) ([]byte, error) {
 	t := &s.streams
 	t.mu.Lock()
@@ -108,9 +109,9 @@ func (s *Server) event(kind streamKind, tick int64) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// stream tells a client what the page's overview shows, as server-sent events
-// (https://html.spec.whatwg.org/multipage/server-sent-events.html), until it goes, does not read, may not ask any
-// more, or the listener closes.
+// stream sends a client the page's overview as server-sent events
+// (https://html.spec.whatwg.org/multipage/server-sent-events.html), until it leaves, does not read, loses access, or
+// the listener closes.
 func (s *Server) stream(w http.ResponseWriter, r *http.Request, access Access) {
 	p, bad := parse(r.URL.RawQuery, &endpoint{params: overviewParams, window: observe.Last5m})
 	if bad != nil {
@@ -142,16 +143,16 @@ func (s *Server) stream(w http.ResponseWriter, r *http.Request, access Access) {
 		if err == nil {
 			err = c.Flush()
 		}
-		return err == nil // else the client went away or does not read: it may come again
+		return err == nil // otherwise the client left or does not read: it may come again
 	}
 	if !send(fmt.Appendf(nil, ": one event each %v\nretry: %d\n\n", t.interval(), t.interval().Milliseconds())) || r.Method == http.MethodHead {
 		return
 	}
-	s.tell(r, access, p.window, send)
+	s.sendEvents(r, access, p.window, send)
 }
 
-// tell sends an event at each tick. Ticks are the same for all streams.
-func (s *Server) tell(r *http.Request, access Access, window observe.Window, send func([]byte) bool) {
+// sendEvents sends an event at each tick. Ticks are the same for all streams.
+func (s *Server) sendEvents(r *http.Request, access Access, window observe.Window, send func([]byte) bool) {
 	every := s.streams.interval()
 	kind := kindFor(r, access, window)
 	for n := 1; ; n++ {
@@ -182,7 +183,7 @@ func (s *Server) tell(r *http.Request, access Access, window observe.Window, sen
 	}
 }
 
-// kindFor is what a client may see.
+// kindFor returns what a client may see.
 func kindFor(r *http.Request, access Access, window observe.Window) streamKind {
 	kind := streamKind{window: window, names: true}
 	if access != nil {
@@ -209,13 +210,13 @@ func describeStream(failure map[string]any) map[string]any {
 
 type closingKey struct{}
 
-// withClosing returns the context of a listener's requests, which tells those that never end by themselves that the
-// listener closes. Others go on: they have a second.
+// withClosing returns the context of a listener's requests, which tells endless requests that the listener closes.
+// Other requests finish: they have a second.
 func withClosing(ctx context.Context, closing <-chan struct{}) context.Context {
 	return context.WithValue(ctx, closingKey{}, closing)
 }
 
-// closing is nil, which is for ever, where there is no listener.
+// closing returns nil, which blocks for ever, if there is no listener.
 func closing(ctx context.Context) <-chan struct{} {
 	c, _ := ctx.Value(closingKey{}).(<-chan struct{})
 	return c

@@ -12,7 +12,7 @@ import (
 
 const overviewPath = "/api/v1/overview"
 
-// What the overview shows of each list. The endpoints have all.
+// Number of items of each list in the overview. The endpoints return all.
 const (
 	overviewUpstreams   = 32
 	overviewEvents      = 8
@@ -24,17 +24,18 @@ const (
 
 var overviewParams = []parameter{windowParameter(windows...)}
 
-// Overview is what the page begins with: what is worth knowing at a glance, and the first items of each list. What names
-// clients, or what they asked for, is left out for those who may not know; Hidden says so then.
+// Overview is the start of the page: a summary, and the first items of each list. Names of clients and what they
+// asked for are left out for users without that role; Hidden says so.
 type Overview struct {
 	Version   string    `json:"version"`
 	StartedAt time.Time `json:"startedAt"`
-	// SlowSeconds is from which duration on a query is one of Queries though nothing failed.
+	// SlowSeconds is the duration from which a query is listed in Queries although nothing failed.
 	SlowSeconds float64 `json:"slowSeconds"`
 	Hidden      string  `json:"hidden,omitempty"`
-	// Findings say in words how it goes now, whatever window was asked for. The gravest is the first; there is always one.
+	// Findings describe the present state in words, whatever window was requested. The most severe comes first; there
+	// is always one.
 	Findings []Finding `json:"findings"`
-	// Total counts since the start: two overviews tell by subtraction what happened between them.
+	// Total counts since the start: the difference of two overviews is what happened between them.
 	Total     Total              `json:"total"`
 	Summary   Summary            `json:"summary"`
 	Upstreams []OverviewUpstream `json:"upstreams"` // the most failures first
@@ -42,7 +43,7 @@ type Overview struct {
 	Pods      []Pod              `json:"pods"` // the slowest first
 	// Retransmits are by client, resolver and cause, the most frequent first.
 	Retransmits []ClientRetransmit `json:"retransmits"`
-	// Top are names by what they are the first in, of the last hour or, for the window start, of all time.
+	// Top lists names by each order, of the last hour or, for the window start, since the start.
 	Top     map[string][]Name `json:"top"`
 	Queries []Query           `json:"queries"` // slow and failed ones, the newest first
 }
@@ -58,20 +59,20 @@ type Total struct {
 // upstreamSeen is Upstream under a name that does not hide its field Upstream.
 type upstreamSeen = Upstream
 
-// OverviewUpstream is an upstream and what it did since the start.
+// OverviewUpstream is an upstream and its statistics since the start.
 type OverviewUpstream struct {
 	upstreamSeen
 	TotalExchanges uint64 `json:"totalExchanges"`
 	TotalFailures  uint64 `json:"totalFailures"`
 }
 
-// ClientRetransmit counts how often a client waited in vain and asked again.
+// ClientRetransmit counts how often a client got no reply in time and asked again.
 type ClientRetransmit struct {
 	Client Client `json:"client"`
 	Retransmit
 }
 
-// overviewEndpoint answers with one overview what the stream tells again and again.
+// overviewEndpoint returns the endpoint that answers one overview; the stream sends it repeatedly.
 func overviewEndpoint(access Access) endpoint {
 	return endpoint{
 		path: overviewPath, kind: "Overview", role: RoleAggregates, item: reflect.TypeFor[Overview](),

@@ -14,20 +14,20 @@ type List[T any] struct {
 	Items      []T      `json:"items"`
 }
 
-// Metadata tells what the items are about.
+// Metadata describes the items.
 type Metadata struct {
 	Node        string    `json:"node,omitempty"`
 	Nodes       []string  `json:"nodes,omitempty"` // those that answered, in answers about several nodes (see Gather)
 	GeneratedAt time.Time `json:"generatedAt"`
-	// Window is the one that was asked for, WindowSeconds how long it really is: it begins at a multiple of its
-	// step, and not before the process.
+	// Window is the requested one, WindowSeconds its real length: it begins at a multiple of its step, and not before
+	// the process.
 	Window        string  `json:"window,omitempty"`
 	WindowSeconds float64 `json:"windowSeconds,omitempty"`
 	// LatencyBoundsSeconds are the upper bounds of the buckets of all latencies; the last bucket has none.
 	LatencyBoundsSeconds []float64 `json:"latencyBoundsSeconds,omitempty"`
 	Floor                uint64    `json:"floor,omitempty"` // the most that a name can have that is not listed
 	Continue             string    `json:"continue,omitempty"`
-	Notes                []string  `json:"notes,omitempty"` // what people should know about the items
+	Notes                []string  `json:"notes,omitempty"` // remarks about the items for people
 }
 
 // ErrorBody is the answer to a request that cannot be answered.
@@ -53,8 +53,8 @@ func (e *Error) Error() string {
 	return e.Message + ": " + e.Hint
 }
 
-// Latency is a distribution of durations. Counts belong to Metadata.LatencyBoundsSeconds, without the zeros at
-// the end; they merge by addition, as SumSeconds does.
+// Latency is a distribution of durations. Counts belong to Metadata.LatencyBoundsSeconds, without trailing zeros;
+// they merge by addition, like SumSeconds.
 type Latency struct {
 	Count       uint64   `json:"count"`
 	SumSeconds  float64  `json:"sumSeconds"`
@@ -65,7 +65,7 @@ type Latency struct {
 	Counts      []uint64 `json:"counts"`
 }
 
-// Retransmit counts how often clients waited in vain and asked again.
+// Retransmit counts how often clients got no reply in time and asked again.
 type Retransmit struct {
 	Resolver string `json:"resolver"`
 	Cause    string `json:"cause"`
@@ -88,8 +88,8 @@ type Traffic struct {
 	SearchWaste float64 `json:"searchWaste"`
 	Hit         Latency `json:"hit"`
 	Miss        Latency `json:"miss"`
-	// UpstreamWaitSeconds is the part of all time that was spent waiting for upstreams, QueuedSeconds that in the
-	// queue of the socket.
+	// UpstreamWaitSeconds is the part of all time that was spent waiting for upstreams, QueuedSeconds the part in the
+	// socket's queue.
 	UpstreamWaitSeconds float64 `json:"upstreamWaitSeconds"`
 	QueuedSeconds       float64 `json:"queuedSeconds"`
 }
@@ -126,10 +126,10 @@ type Upstream struct {
 	BytesOut           uint64            `json:"bytesOut"`
 	BytesIn            uint64            `json:"bytesIn"`
 	Latency            Latency           `json:"latency"` // of answers only
-	// What follows is of this moment, not of the window.
+	// The following fields are of this moment, not of the window.
 	InFlight   int64      `json:"inFlight"`
 	LastAnswer *time.Time `json:"lastAnswer,omitempty"`
-	// FailingSince is when the first exchange or health check failed that no answer came after.
+	// FailingSince is the start of the first exchange or health check that failed and was followed by no answer.
 	FailingSince *time.Time `json:"failingSince,omitempty"`
 	// LastFailure is of a client's exchange, or of a health check where only these failed.
 	LastFailure     *Failure     `json:"lastFailure,omitempty"`
@@ -149,8 +149,8 @@ type Failure struct {
 	Message         string    `json:"message"`
 }
 
-// Connection is an open connection to an upstream; see tcp(7), TCP_INFO. A UDP socket is one, too: its round-trip
-// time is that of the latest exchanges, smoothed, and what only TCP has is 0.
+// Connection is an open connection to an upstream; see tcp(7), TCP_INFO. A UDP socket is included: its round-trip
+// time is that of the latest exchanges, smoothed, and TCP-only fields are 0.
 type Connection struct {
 	Local         string    `json:"local"`
 	Opened        time.Time `json:"opened"`
@@ -163,7 +163,7 @@ type Connection struct {
 	SilentSeconds float64   `json:"silentSeconds"`
 }
 
-// Client is who asked: a pod, or an address where pods are not known.
+// Client is the source of queries: a pod, or an address if pods are not known.
 type Client struct {
 	Node      string   `json:"node,omitempty"` // in answers about several nodes (see Gather)
 	Addresses []string `json:"addresses"`      // empty for those that are counted together
@@ -175,7 +175,7 @@ type Client struct {
 	Overflow  bool     `json:"overflow,omitempty"` // all clients beyond the limit
 }
 
-// Name is how people call the client: NAMESPACE/POD, host, an address, or ~other.
+// Name returns the client's name for people: NAMESPACE/POD, host, an address, or ~other.
 func (c *Client) Name() string {
 	switch {
 	case c.Overflow:
@@ -240,7 +240,8 @@ type Exchange struct {
 	Upstream string `json:"upstream"`
 	Proto    string `json:"proto"`
 	Outcome  string `json:"outcome"`
-	// StartSeconds is when it began, after the query was received; before that where it was another one's.
+	// StartSeconds is the time from the arrival of the query to the start of the exchange; negative if another query
+	// started it.
 	StartSeconds    *float64 `json:"startSeconds,omitempty"`
 	DurationSeconds float64  `json:"durationSeconds"`
 	Hedge           bool     `json:"hedge,omitempty"`
@@ -260,7 +261,7 @@ type Event struct {
 	Failure
 }
 
-// Status is the program and what it keeps.
+// Status describes the program and its state.
 type Status struct {
 	Version       string            `json:"version"`
 	Node          string            `json:"node,omitempty"`
@@ -278,7 +279,7 @@ type Status struct {
 	Lost          map[string]uint64 `json:"lost"`
 }
 
-// PodFeed tells whether addresses can be told to be pods.
+// PodFeed says whether addresses can be mapped to pods.
 type PodFeed struct {
 	Known   bool   `json:"known"`
 	Count   int    `json:"count"`

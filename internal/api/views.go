@@ -120,7 +120,7 @@ func eventItem(u *observe.UpstreamSnapshot, e *observe.Exchange) Event {
 	return Event{Type: "UpstreamFailure", Upstream: u.Upstream, Proto: u.Proto.String(), Failure: failureItem(e)}
 }
 
-// asker is a client and what it asked, of all its addresses.
+// asker is a client with its statistics over all its addresses.
 type asker struct {
 	Client
 	seen *observe.ClientSnapshot
@@ -148,12 +148,12 @@ func (s *Server) askers(v *snapshot) []asker {
 	return all
 }
 
-// same tells whether two are the same client. A pod's name can come back with another pod.
+// same reports whether two are the same client. A pod's name can come back with another pod.
 func (c *Client) same(o *Client) bool {
 	return c.UID == o.UID && c.Name() == o.Name()
 }
 
-// client is who has an address. key is the same for all addresses of a pod; empty where there is none.
+// client returns the client of an address. key is the same for all addresses of a pod; empty if there is none.
 func (s *Server) client(address string, table *pods.Table) (c Client, key string) {
 	if address == observe.Overflow {
 		return Client{Addresses: []string{}, Overflow: true}, ""

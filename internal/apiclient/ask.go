@@ -24,7 +24,7 @@ import (
 	"localcache.dev/localcache/internal/cli"
 )
 
-// Command is what the subcommands have in common that ask a running cache.
+// Command holds what all subcommands that ask a running cache share.
 type Command struct {
 	flags  *flag.FlagSet
 	stdout io.Writer
@@ -37,9 +37,9 @@ type Command struct {
 
 	rest     []string // the arguments that are no flags
 	nameless bool     // no clients are shown
-	// What notes has told.
-	told          []string
-	toldAddresses bool
+	// Notes that were printed are not printed again.
+	shownNotes       []string
+	shownAddressNote bool
 
 	remote *api.Remote
 	nodes  fleet.Fleet // with --all-nodes
@@ -47,15 +47,15 @@ type Command struct {
 
 var outputs = []string{"table", "wide", "json", "yaml"}
 
-// newAsking declares the common flags.
-func newAsking(name string, stdout, stderr io.Writer) *Command {
-	a := newConnecting(name, stdout, stderr)
+// newCommand returns a Command with the common flags.
+func newCommand(name string, stdout, stderr io.Writer) *Command {
+	a := newRequestCommand(name, stdout, stderr)
 	a.flags.StringVar(&a.output, "o", "table", "output `format`: table, wide, json or yaml")
 	return a
 }
 
-// newConnecting declares the flags that say which cache is asked.
-func newConnecting(name string, stdout, stderr io.Writer) *Command {
+// newRequestCommand returns a Command with the flags that say which cache is asked.
+func newRequestCommand(name string, stdout, stderr io.Writer) *Command {
 	a := &Command{flags: flag.NewFlagSet(name, flag.ContinueOnError), stdout: stdout, stderr: stderr, output: "json"}
 	a.flags.SetOutput(io.Discard)
 	socket := os.Getenv(cli.SocketVariable)
@@ -69,14 +69,14 @@ func newConnecting(name string, stdout, stderr io.Writer) *Command {
 	return a
 }
 
-// watchable declares the flags of what can be shown again and again.
+// watchable declares the flags of subcommands that can repeat their output.
 func (a *Command) watchable() {
 	a.flags.BoolVar(&a.watch, "watch", false, "show it again until interrupted")
 	a.flags.DurationVar(&a.interval, "interval", 2*time.Second, "`time` between two looks with --watch, at least 200ms")
 }
 
-// parse reads flags and arguments, which may be mixed as with kubectl. ok is false where the subcommand is to end
-// with status.
+// parse reads flags and arguments, which may be mixed as with kubectl. If ok is false the subcommand ends with
+// status.
 func (a *Command) parse(args []string, most int, help func(io.Writer)) (rest []string, status int, ok bool) {
 	for {
 		err := a.flags.Parse(args)
@@ -123,7 +123,7 @@ func (a *Command) usage(message string) int {
 	return cli.ExitUsage
 }
 
-// fail tells what went wrong, and what to do about it.
+// fail prints an error and what to do about it.
 func (a *Command) fail(err error) int {
 	var unreachable *api.Unreachable
 	var refused *api.Error
@@ -131,7 +131,7 @@ func (a *Command) fail(err error) int {
 	var unknown *unknownClient
 	text := err.Error()
 	if errors.As(err, &refused) && refused.Reason == "Unauthorized" {
-		text = refused.Message // its hint is for those who send requests themselves
+		text = refused.Message // its hint is for authors of requests
 	}
 	fmt.Fprintf(a.stderr, "localcache %s: %s\n", a.flags.Name(), render.Printable(text))
 	switch {
@@ -181,8 +181,8 @@ func plainInShell(r rune) bool {
 	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:,+@%=", r)
 }
 
-// accepted looks at the values of flags before anybody is asked, as the cache would: values are by the flag's name, parameters
-// have other names where renamed says so. The status is that of a wrong one.
+// accepted checks values of flags as the cache would, before it is asked: values are by the flag's name, and renamed
+// gives parameters with another name. status is the exit status for a wrong one.
 func (a *Command) accepted(path string, values, renamed map[string]string) (status int, ok bool) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		parameter := name
@@ -196,8 +196,8 @@ func (a *Command) accepted(path string, values, renamed map[string]string) (stat
 	return cli.ExitOK, true
 }
 
-// document asks for a path and returns the answer as it is, and decoded into v. With --all-nodes it is that of all nodes
-// together.
+// Document requests a path and returns the answer as it is, and decoded into v. With --all-nodes it is the merged
+// answer of all nodes.
 func (a *Command) Document(ctx context.Context, path string, query url.Values, v any) ([]byte, error) {
 	if a.nodes.On {
 		return a.nodes.Document(ctx, path, query, v)
@@ -212,7 +212,7 @@ func (a *Command) Document(ctx context.Context, path string, query url.Values, v
 	return raw, nil
 }
 
-// print writes the answer as JSON or YAML, if that is what is wanted.
+// Print writes the answer as JSON or YAML, if that was requested.
 func (a *Command) Print(raw []byte) (done bool, err error) {
 	switch a.output {
 	case "json":
@@ -231,32 +231,32 @@ func (a *Command) Print(raw []byte) (done bool, err error) {
 	return false, nil
 }
 
-// wide tells whether all columns are wanted.
+// wide reports whether all columns are wanted.
 func (a *Command) wide() bool { return a.output == "wide" }
 
-// notes tells what people should know, apart from the table. That clients have no names is told once, and where clients
-// are shown; of the rest, with --watch, what is new, unless the screen is a new one.
+// notes prints remarks apart from the table. That clients have no names is printed once, if clients are shown; with
+// --watch, other remarks are printed when they are new, unless the screen is cleared.
 func (a *Command) notes(m *api.Metadata) {
 	var list []string
-	told := a.toldAddresses
+	shown := a.shownAddressNote
 	for _, n := range m.Notes {
 		of, _, byAddress := strings.Cut(n, api.ByAddress)
 		switch {
 		case !byAddress:
-		case a.nameless || told:
+		case a.nameless || shown:
 			continue
 		case a.flags.Name() == "top":
-			a.toldAddresses = true
+			a.shownAddressNote = true
 			n = of + api.ByAddress + ": 'localcache status' says why"
 		default:
-			a.toldAddresses = true
+			a.shownAddressNote = true
 		}
 		list = append(list, n)
 	}
-	if a.watch && !render.Terminal(a.stdout) && slices.Equal(m.Notes, a.told) {
+	if a.watch && !render.Terminal(a.stdout) && slices.Equal(m.Notes, a.shownNotes) {
 		return
 	}
-	a.told = m.Notes
+	a.shownNotes = m.Notes
 	for _, n := range list {
 		fmt.Fprintf(a.stderr, "note: %s\n", render.Printable(n))
 	}
@@ -286,7 +286,7 @@ func (a *Command) Run(show func(ctx context.Context) error) int {
 	}
 }
 
-// printFlags writes the flags of a subcommand's help: its own first.
+// printFlags writes the flags of a subcommand's help, its own first.
 func printFlags(w io.Writer, a *Command) {
 	ofFleet := func(f *flag.Flag) bool { return slices.Contains(fleet.FlagNames, f.Name) }
 	ofCache := func(f *flag.Flag) bool {

@@ -16,7 +16,7 @@ import (
 )
 
 func newPodsFlags(stdout, stderr io.Writer) *Command {
-	a := newAsking("pods", stdout, stderr)
+	a := newCommand("pods", stdout, stderr)
 	a.watchable()
 	return a
 }
@@ -50,13 +50,14 @@ func Pods(args []string, stdout, stderr io.Writer) int {
 	return a.Run(func(ctx context.Context) error { return showPod(ctx, a, rest[0]) })
 }
 
-// checkClient tells whether a client can be called so. Other words than host and ~other may stand for clients that are redacted.
+// checkClient returns an error unless s can be the name of a client. Words other than host and ~other may stand for
+// redacted clients.
 func checkClient(s string) error {
 	namespace, name, isPod := strings.Cut(s, "/")
 	_, err := netip.ParseAddr(s)
 	isPart := func(s string) bool { return s != "" && s != "." && s != ".." && !strings.ContainsAny(s, "/?#%") }
 	switch {
-	case err == nil && !strings.Contains(s, "%"): // with a zone it is none of a client
+	case err == nil && !strings.Contains(s, "%"): // no client has an address with a zone
 		return nil
 	case !isPod && (strings.Contains(s, ":") || strings.Trim(s, ".0123456789") == ""):
 		return fmt.Errorf("%q is no IP address", s)
@@ -66,13 +67,14 @@ func checkClient(s string) error {
 	return nil
 }
 
-// unknownClient is the error of a client that the cache does not know, with what to do about it.
+// unknownClient is the error for a client that the cache does not know, with what to do about it.
 type unknownClient struct{ message, hint string }
 
 // Error implements error.
 func (e *unknownClient) Error() string { return e.message }
 
-// whyUnknown says in the words of this program why the cache knows no such client. Other errors stay as they are.
+// whyUnknown replaces the error for an unknown client by one in the words of this program. Other errors stay as they
+// are.
 func (a *Command) whyUnknown(ctx context.Context, name string, err error) error {
 	var refused *api.Error
 	if !errors.As(err, &refused) || refused.Reason != "NotFound" {
@@ -84,7 +86,7 @@ func (a *Command) whyUnknown(ctx context.Context, name string, err error) error 
 	unknown := &unknownClient{name + " has not asked this node", "'localcache top pods' lists who has."}
 	var v api.List[api.Status]
 	if _, err := a.Document(ctx, "/statusz", url.Values{}, &v); err != nil || len(v.Items) != 1 {
-		return unknown // that it is not known is what counts
+		return unknown // only that it is unknown matters
 	}
 	switch s := &v.Items[0]; {
 	case s.Redact == api.RedactClients.String() && name != "host" && name != observe.Overflow && !strings.HasPrefix(name, "redacted-"):

@@ -29,7 +29,7 @@ type queriesFlags struct {
 }
 
 func newQueriesFlags(stdout, stderr io.Writer) *queriesFlags {
-	f := &queriesFlags{Command: newAsking("queries", stdout, stderr)}
+	f := &queriesFlags{Command: newCommand("queries", stdout, stderr)}
 	f.flags.DurationVar(&f.slow, "slow", 0, "only queries that took at least this `duration`, such as 100ms")
 	f.flags.StringVar(&f.outcome, "outcome", "", "only queries of which an exchange had this `outcome`, or the answer where there was none: timeout, servfail, conn_refused, …")
 	f.flags.StringVar(&f.pod, "pod", "", "only this `client`: NAMESPACE/NAME, an IP address, host or ~other")
@@ -137,10 +137,10 @@ func queryRow(q *api.Query, when string, wide bool) []string {
 	return []string{when, q.Client.Name(), q.Name, q.Type, q.Rcode, q.Source, render.Short(q.DurationSeconds), render.Short(q.UpstreamSeconds), render.OrDash(waited)}
 }
 
-// maxSummarised bounds what is told of a query's exchanges in a table, where a line is to fit a screen.
+// maxSummarised bounds how many kinds of exchanges of a query are shown in a table, so that a line fits a screen.
 const maxSummarised = 3
 
-// Summarised tells what a query waited for, once for all exchanges with the same upstream that ended in the same way.
+// Summarised says what a query waited for, once for all exchanges with the same upstream and outcome.
 func Summarised(q *api.Query) string {
 	type way struct{ upstream, outcome string }
 	var order []way
@@ -172,7 +172,7 @@ func Summarised(q *api.Query) string {
 	return strings.Join(list, "; ")
 }
 
-// outcomeOf is how an exchange ended: one that was under way when another one answered has not failed.
+// outcomeOf returns how an exchange ended: one that was under way when another one answered has not failed.
 func outcomeOf(e *api.Exchange) string {
 	if e.Overtaken {
 		return "overtaken"
@@ -180,7 +180,7 @@ func outcomeOf(e *api.Exchange) string {
 	return e.Outcome
 }
 
-// exchanges tells all that a query waited for.
+// exchanges lists everything that a query waited for.
 func exchanges(q *api.Query) string {
 	var list []string
 	for _, e := range q.Exchanges {
@@ -198,25 +198,27 @@ func exchanges(q *api.Query) string {
 
 const (
 	followEvery = 500 * time.Millisecond
-	// followNodesEvery is for all nodes, where a look takes a kubectl for each.
+	// followNodesEvery is the interval for all nodes, where each request needs a kubectl.
 	followNodesEvery = 3 * time.Second
-	// followBack is how long before a look a query may have come that has ended since the look before: longer than any takes.
+	// followBack is how far back a request looks: a query is recorded at its end and may have arrived that long
+	// before. No query takes longer.
 	followBack = 30 * time.Second
 	// followSpan is the least that each look covers.
 	followSpan = 45 * time.Second
 )
 
-// followQueries prints each new query once. A query is remembered when it ends, so that later ones may have come earlier.
-// Each look covers the last seconds, by the clock of who is asked: those of the nodes and of this machine may differ.
+// followQueries prints each new query once. A query is recorded when it ends, so that later ones may have arrived
+// earlier. Each request covers the last seconds, by the clock of the cache: the clocks of the nodes and of this
+// machine may differ.
 func (f *queriesFlags) followQueries(query url.Values) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	colour := render.Coloured(f.stdout)
-	seen := map[string]time.Time{} // when a query was told last
+	seen := map[string]time.Time{} // when a query was last returned
 	var said []string
 	var began time.Time    // of the look before
 	var took time.Duration // by it
-	// What is new is not to be cut, and what the first look does not show is not new.
+	// New queries must not be cut off, and those that the first request does not show are not new.
 	query.Set("limit", strconv.Itoa(api.MaxLimit))
 	for first := true; ; first = false {
 		span := followSpan
@@ -246,10 +248,10 @@ func (f *queriesFlags) followQueries(query url.Values) int {
 				continue
 			}
 			if err := f.line(&q, colour); err != nil {
-				return cli.ExitFailed // nobody reads
+				return cli.ExitFailed // there is no reader
 			}
 		}
-		// Nothing is told any more that was told last so long ago.
+		// Queries this old are not returned any more.
 		for key, at := range seen {
 			if time.Since(at) > 2*span {
 				delete(seen, key)

@@ -14,7 +14,7 @@ import (
 )
 
 func newRawFlags(stdout, stderr io.Writer) *Command {
-	return newConnecting("raw", stdout, stderr)
+	return newRequestCommand("raw", stdout, stderr)
 }
 
 func RawHelp(w io.Writer) {
@@ -55,7 +55,7 @@ func Raw(args []string, stdout, stderr io.Writer) int {
 		document, err := a.Document(ctx, u.Path, query, &v)
 		var refused *api.Error
 		if errors.As(err, &refused) {
-			// Who reads the output gets it there, in the form that the API has.
+			// A program that reads the output gets the error there, in the form of the API.
 			var wrong error
 			document, wrong = json.Marshal(api.ErrorBody{APIVersion: api.Version, Kind: "Error", Error: *refused})
 			err = errors.Join(err, wrong)

@@ -14,7 +14,7 @@ import (
 )
 
 func newStatusFlags(stdout, stderr io.Writer) *Command {
-	a := newAsking("status", stdout, stderr)
+	a := newCommand("status", stdout, stderr)
 	a.watchable()
 	return a
 }

@@ -11,7 +11,7 @@ import (
 	"localcache.dev/localcache/internal/apiclient/render"
 )
 
-// showNodes shows how the caches of all nodes do: a line for each, and the sum.
+// showNodes shows the state of the caches of all nodes: a line for each, and the sum.
 func showNodes(ctx context.Context, a *Command) error {
 	var v api.List[api.Status]
 	if a.output == "json" || a.output == "yaml" {
@@ -94,7 +94,7 @@ func showNodes(ctx context.Context, a *Command) error {
 	return nil
 }
 
-// totalCells are what happened in the last minutes.
+// totalCells returns the counts of the last minutes.
 func totalCells(m *api.Summary) []string {
 	return []string{
 		count(m.Queries), render.Percent(m.Hits, m.Queries), render.Short(m.Miss.P99Seconds), count(m.Rcodes["servfail"]), count(m.Sources["stale"]), count(m.RetransmitTotal),
@@ -102,14 +102,14 @@ func totalCells(m *api.Summary) []string {
 	}
 }
 
-// only is the item of a reply that has one; nil where there is none.
+// only returns the single item of a reply; nil if there is none.
 func only[T any](g *api.Gather, r *fleet.Reply) *T {
 	if r == nil || r.Part == nil {
 		return nil
 	}
 	merged, err := g.Merge([]*api.Part{r.Part})
 	if err != nil {
-		return nil // it cannot be: one part has the buckets of itself
+		return nil // impossible: one part has the buckets of itself
 	}
 	if list := merged.(*api.List[T]); len(list.Items) == 1 {
 		return &list.Items[0]

@@ -23,7 +23,7 @@ type topFlags struct {
 }
 
 func newTopFlags(stdout, stderr io.Writer) *topFlags {
-	f := &topFlags{Command: newAsking("top", stdout, stderr)}
+	f := &topFlags{Command: newCommand("top", stdout, stderr)}
 	f.watchable()
 	f.flags.StringVar(&f.by, "by", "", "`order`: pods by queries, misses, latency, wait, retransmits, nxdomain, errors, waste, name; names by queries, misses, nxdomain, servfail, slowest; upstreams by failures, exchanges, latency, name. latency is P99, waste NXDOMAINs for each useful answer")
 	f.flags.StringVar(&f.window, "window", "", "`time` that is looked at: 10s, 1m, 5m, 1h or start; of names 1h or start")
@@ -235,7 +235,7 @@ func (f *topFlags) perNode(t *render.Table, sums []api.Upstream) (rows []api.Ups
 	return rows
 }
 
-// failedOn tells whether an upstream fails everywhere or on one node: then it is mostly not the upstream.
+// failedOn says whether an upstream fails on all nodes or on one: then the cause is mostly not the upstream.
 func failedOn(u *api.Upstream) string {
 	var nodes []string
 	for i := range u.PerNode {
@@ -252,7 +252,7 @@ func failedOn(u *api.Upstream) string {
 	return fmt.Sprintf("%d of %d nodes", len(nodes), len(u.PerNode))
 }
 
-// table prints t, and says so where it is empty or not all.
+// table prints t, and says if it is empty or not complete.
 func (a *Command) table(t *render.Table, m *api.Metadata, n int, empty string) {
 	if n == 0 {
 		fmt.Fprintln(a.stderr, empty)

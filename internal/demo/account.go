@@ -20,8 +20,7 @@ const (
 	wastedShare   = 1.0
 )
 
-// account is what the API of a cache tells about clients and upstreams that do badly. It knows nothing
-// else.
+// account is what the API of a cache reports about clients and upstreams with problems.
 type account struct {
 	at       time.Time
 	wasteful []api.Pod

@@ -76,7 +76,7 @@ func Run(args []string, stdout, stderr io.Writer) int {
 	if !inside {
 		return status
 	}
-	// A second Ctrl-C is ignored: the end takes no longer than a moment, and must be complete.
+	// A second Ctrl-C is ignored: the end takes only a moment and must be complete.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
 	d := &demonstration{report: report{w: stdout}, localcache: localcache, asUser: lab.AsUser(), outside: outside, noOutside: noOutside}
@@ -84,7 +84,7 @@ func Run(args []string, stdout, stderr io.Writer) int {
 	return d.finish(ctx, err, stderr)
 }
 
-// findProgram returns the absolute path of the program that the demo runs: the one that is named, else localcache in the
+// findProgram returns the absolute path of the program that the demo runs: the named one, else localcache in the
 // folder of this program.
 func findProgram(named string) (string, error) {
 	path := named
@@ -114,7 +114,7 @@ type demonstration struct {
 	asUser     bool
 	asked      int // rounds of trouble
 
-	outside   *lab.Outside // the way out to the machine, for the page; nil where there is none
+	outside   *lab.Outside // the connection to the machine, for the page; nil if there is none
 	noOutside error
 	page      *demoPage // nil until it is served
 }
@@ -173,7 +173,7 @@ func (d *demonstration) start(ctx context.Context) error {
 	return nil
 }
 
-// finish takes the lab away and turns the outcome into an exit status.
+// finish removes the lab and returns the exit status.
 func (d *demonstration) finish(ctx context.Context, err error, stderr io.Writer) int {
 	if d.page != nil {
 		err = errors.Join(err, d.page.close())
@@ -200,7 +200,7 @@ func (d *demonstration) finish(ctx context.Context, err error, stderr io.Writer)
 	return cli.ExitOK
 }
 
-// invite says how to look around.
+// invite prints how to look around.
 func (d *demonstration) invite() {
 	enter := func(h *lab.Host, what string) string {
 		if d.asUser {

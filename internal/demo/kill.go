@@ -17,10 +17,10 @@ const (
 	beforeKill  = time.Second
 	deadFor     = 1500 * time.Millisecond
 	afterReturn = time.Second
-	// settle is how long a query may be under way before it counts for where it was sent.
+	// settle is how long a query may take and still count for the phase in which it was sent.
 	settle = 200 * time.Millisecond
-	// patience is how long glibc's resolver waits for an answer (resolv.conf(5), timeout). A query
-	// without one for so long is lost.
+	// patience is how long glibc's resolver waits for an answer (resolv.conf(5), timeout). A query without an answer
+	// by then is lost.
 	patience = 5 * time.Second
 )
 
@@ -29,7 +29,7 @@ func (d *demonstration) kill(ctx context.Context) error {
 	d.title("SIGKILL in the middle of 2 x %d queries a second", killQPS)
 	var streams []*lab.Streaming
 	defer func() {
-		_, _ = stopTogether(streams) // after an error: that one is what matters
+		_, _ = stopTogether(streams) // after an error, which is what matters
 	}()
 	for i, fresh := range []bool{false, true} {
 		s, err := lab.Stream{From: d.lab.Pods[i], QPS: killQPS, Fresh: fresh, Timeout: patience}.Start()

@@ -13,7 +13,7 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// demoLookup is one name that a pod resolves, and what it must get.
+// demoLookup is one name that a pod resolves, and the expected result.
 type demoLookup struct {
 	pod     int
 	glibc   bool
@@ -89,8 +89,8 @@ func (d *demonstration) lookups(ctx context.Context) error {
 	return nil
 }
 
-// resolve asks a stub resolver in the lookup's pod, and says how long it took where that can be told
-// from the start of a process.
+// resolve asks a stub resolver in the lookup's pod, and returns how long it took if the start of a process does not
+// hide it.
 func (d *demonstration) resolve(ctx context.Context, l demoLookup) (answers []string, took string, err error) {
 	pod := d.lab.Pods[l.pod]
 	if l.glibc {
@@ -104,8 +104,8 @@ func (d *demonstration) resolve(ctx context.Context, l demoLookup) (answers []st
 	return rs[0].Answers, round(rs[0].Took).String(), nil
 }
 
-// upstreamQueries counts what localcache asked for pods. The loop plugin asks too, for HINFO, in the
-// first seconds.
+// upstreamQueries counts the queries that localcache sent for pods. The loop plugin also sends some, for HINFO, in
+// the first seconds.
 func (d *demonstration) upstreamQueries() int {
 	n := 0
 	for _, s := range append(slices.Clone(d.lab.KubeDNS), d.lab.Upstream) {
@@ -125,8 +125,8 @@ func naming(names []string) string {
 	return ", except for " + strings.Join(slices.Compact(names), ", ")
 }
 
-// trackedQueries is how many fresh sockets ask each address. The kernel forgets an answered UDP flow
-// after 30 s or later; asking takes a fraction of one.
+// trackedQueries is how many new sockets ask each address. The kernel forgets an answered UDP flow after 30 s or
+// more; the queries take less than a second.
 const trackedQueries = 200
 
 // tracking shows what queries cost in the node's connection tracking table.

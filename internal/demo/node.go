@@ -21,13 +21,13 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// Where the example's localcache tells about itself.
+// Endpoints of the example's localcache.
 const (
 	readyURL   = "http://" + lab.LocalIP + ":9255/ready"
 	metricsURL = "http://127.0.0.1:9353/metrics"
 )
 
-// startTimeout bounds a start. It takes well below a second; a busy machine may take some.
+// startTimeout bounds a start. It takes well below a second; a busy machine may need some.
 const startTimeout = 30 * time.Second
 
 // servedNode is the lab's node with localcache on it.
@@ -73,7 +73,7 @@ func joinAddrs(addrs []netip.Addr) string {
 	return strings.Join(texts, " ")
 }
 
-// commandLine is what start runs, as one would type it.
+// commandLine returns the command that start runs, as a user would type it.
 func (n *servedNode) commandLine() string {
 	return "localcache -localip " + lab.LocalIP + " -conf Corefile.example -upstreamsvc kube-dns"
 }
@@ -109,8 +109,8 @@ func (n *servedNode) start(ctx context.Context) (time.Duration, error) {
 
 // ready asks whether localcache serves and the packet rules are in place.
 func (n *servedNode) ready(ctx context.Context) error {
-	// A connection that is tried before the address is there goes nowhere, and would be tried again by the
-	// kernel only a second later.
+	// A connection attempt before the address exists gets no reply, and the kernel would repeat it only a second
+	// later.
 	ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 	defer cancel()
 	if _, err := n.get(ctx, readyURL); err != nil {
@@ -165,7 +165,7 @@ func (n *servedNode) metrics(ctx context.Context) (map[string]float64, error) {
 	return m, nil
 }
 
-// rules says which packet filter is in use, and why where the log tells.
+// rules says which packet filter is in use, and why, if the log tells.
 func (n *servedNode) rules(m map[string]float64) string {
 	const said = "rules are in place with "
 	lines := bufio.NewScanner(strings.NewReader(n.log.tail()))
@@ -182,7 +182,7 @@ func (n *servedNode) rules(m map[string]float64) string {
 	return "unknown"
 }
 
-// failure is how localcache ended, as an error in any case.
+// failure returns how localcache ended, always as an error.
 func (n *servedNode) failure() error {
 	if err := n.program.Wait(); err != nil {
 		return err

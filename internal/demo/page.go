@@ -20,9 +20,9 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// demoPage leads a browser on the machine to the page of the demo's node, which has a network of its own. It is
-// at a free port of the machine's loopback, which everybody on the machine reaches: so its path begins with what
-// nobody can guess.
+// demoPage connects a browser on the machine with the page of the demo's node, which has a network of its own. It
+// listens on a free port of the machine's loopback, which every user of the machine can reach: so its path begins
+// with a secret.
 type demoPage struct {
 	outside *lab.Outside
 	secret  string
@@ -32,7 +32,7 @@ type demoPage struct {
 }
 
 const (
-	// maxPageConns is for all who look on, and those who knock.
+	// maxPageConns bounds the connections of all browsers.
 	maxPageConns = 64
 	pageTimeout  = 5 * time.Second
 )
@@ -43,7 +43,7 @@ func newDemoPage(outside *lab.Outside, socket string) *demoPage {
 	var open atomic.Int64
 	p.server = &http.Server{
 		Handler: behindSecret(p.secret, toSocket(socket)),
-		// There is no ReadTimeout: it would end streams of events, whose request is read to the end long before.
+		// There is no ReadTimeout: it would end streams of events, whose request has long been read.
 		ReadHeaderTimeout: pageTimeout, IdleTimeout: time.Minute, MaxHeaderBytes: 8 << 10,
 		ConnState: func(c net.Conn, state http.ConnState) {
 			switch state {
@@ -55,23 +55,23 @@ func newDemoPage(outside *lab.Outside, socket string) *demoPage {
 				open.Add(-1)
 			}
 		},
-		ErrorLog: log.New(io.Discard, "", 0), // of what browsers do wrong
+		ErrorLog: log.New(io.Discard, "", 0), // errors of browsers
 	}
 	go func() {
 		defer close(p.ended)
-		_ = p.server.Serve(outside.Listener) // ends by close; a listener that fails is seen by who looks
+		_ = p.server.Serve(outside.Listener) // ends with close; the user sees a listener that fails
 	}()
 	return p
 }
 
-// close ends it, with the streams of those who look on.
+// close ends it, including open streams.
 func (p *demoPage) close() error {
 	err := errors.Join(p.server.Close(), p.outside.Conn.Close())
 	<-p.ended
 	return err
 }
 
-// address is what a browser is told.
+// address returns the URL for the browser.
 func (p *demoPage) address() string {
 	return fmt.Sprintf("http://%s/%s/", p.outside.Listener.Addr(), p.secret)
 }
@@ -83,7 +83,7 @@ func behindSecret(secret string, next http.Handler) http.Handler {
 		first, _, inside := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 		switch {
 		case r.Method != http.MethodGet && r.Method != http.MethodHead:
-			w.Header().Set("Connection", "close") // what else it sends is not read
+			w.Header().Set("Connection", "close") // the rest of the request is not read
 			http.Error(w, "it can be looked at only", http.StatusMethodNotAllowed)
 		case subtle.ConstantTimeCompare([]byte(first), []byte(secret)) != 1:
 			http.NotFound(w, r)
@@ -99,8 +99,7 @@ func behindSecret(secret string, next http.Handler) http.Handler {
 func toSocket(socket string) http.Handler {
 	return &httputil.ReverseProxy{
 		Rewrite: func(r *httputil.ProxyRequest) {
-			// The host stays the one that the browser has asked, which the cache compares with where the request comes
-			// from.
+			// The host stays the one in the browser's request, which the cache compares with the origin.
 			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", "localhost", r.In.Host
 		},
 		Transport: &http.Transport{
@@ -109,7 +108,7 @@ func toSocket(socket string) http.Handler {
 			},
 			DisableCompression: true, ResponseHeaderTimeout: pageTimeout,
 		},
-		FlushInterval: -1, // events are to be seen when they come
+		FlushInterval: -1, // events must be forwarded at once
 		ErrorLog:      log.New(io.Discard, "", 0),
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			http.Error(w, fmt.Sprintf("localcache does not answer: %v", err), http.StatusBadGateway)
@@ -117,7 +116,7 @@ func toSocket(socket string) http.Handler {
 	}
 }
 
-// showPage has the page ready for browsers on the machine, and looks whether it is for those alone who know its address.
+// showPage serves the page for browsers on the machine, and checks that only users who know its address can reach it.
 func (d *demonstration) showPage(context.Context) error {
 	d.title("A page shows it to a browser on this machine")
 	if d.outside == nil {

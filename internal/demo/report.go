@@ -54,7 +54,7 @@ func (r *report) verdict() {
 	r.title("%d of %d promises were BROKEN.", r.broken, r.kept+r.broken)
 }
 
-// round shortens a duration to what a reader wants to know: two or three digits.
+// round shortens a duration to two or three digits.
 func round(d time.Duration) time.Duration {
 	for unit := time.Microsecond; unit < time.Second; unit *= 10 {
 		if d < 100*unit {

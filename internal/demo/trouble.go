@@ -34,7 +34,7 @@ const (
 	accountWithin = 10 * time.Second
 )
 
-// trouble has pods and the upstream behave badly, all at once, and reads what localcache tells about it.
+// trouble makes pods and the upstream misbehave, all at once, and reads what localcache reports about it.
 func (d *demonstration) trouble(ctx context.Context) error {
 	d.title("Three things go wrong at the same time, for some seconds")
 	is := func(i int) string { return fmt.Sprintf("%s (%s)", d.lab.Pods[i].Name, d.lab.Pods[i].IPv4) }
@@ -88,8 +88,7 @@ func (d *demonstration) trouble(ctx context.Context) error {
 	return nil
 }
 
-// round lets everything go wrong once, and mends it. It returns what became of the queries of the pod that is
-// well.
+// round causes each fault once, and repairs it. It returns the results of the healthy pod's queries.
 func (d *demonstration) round(ctx context.Context, flood int) (steady lab.Samples, err error) {
 	pods := d.lab.Pods
 	outside := lab.Lookup{Name: floodedName, Times: 1}
@@ -124,8 +123,8 @@ func (d *demonstration) round(ctx context.Context, flood int) (steady lab.Sample
 	return steady, errors.Join(err, stopErr)
 }
 
-// loseReplies has a pod look two names up, and loses one of the two replies to each. glibc waits 5 s then, and
-// Go's resolver does, which stands in where there is no glibc.
+// loseReplies makes a pod look up two names, and drops one of the two replies to each. glibc then waits 5 s, and so
+// does Go's resolver, which is used if there is no glibc.
 func (d *demonstration) loseReplies(ctx context.Context) error {
 	pod := d.lab.Pods[podLoses]
 	names := []string{"web.default.svc.cluster.local.", "kubernetes.default.svc.cluster.local."}

@@ -15,28 +15,28 @@ import (
 )
 
 const (
-	// mostGrowth is by how much the heap of a busy process may grow before it is collected, where it may grow by
-	// more than Go's own pace has it: that collects a small cache, which keeps some 7 MiB alive, each time that 7 MiB
-	// more were allocated. At 30,000 misses a second collecting was a fifth of the processor's time with a goal of
-	// 32 MiB; beside that a growth of 64 MiB saved 6 % of all time in the Kubernetes mix of bench/, and one of 128 MiB 10 %.
+	// mostGrowth is how much the heap of a busy process may grow before a collection, if that is more than Go's own
+	// pace allows: Go collects a small cache, which keeps some 7 MiB alive, after every further 7 MiB. At 30,000
+	// misses a second collecting took a fifth of the processor's time with a goal of 32 MiB; compared with that, a
+	// growth of 64 MiB saved 6 % of all time in the Kubernetes mix of bench/, and one of 128 MiB 10 %.
 	mostGrowth = 128 << 20
-	// shareOfLimit is which part of the memory limit the growth may be: of the 200 MiB of deploy/ 50. Without a limit it
-	// is shareOfMachine of the machine's memory.
+	// shareOfLimit is the part of the memory limit that the growth may be: 50 of the 200 MiB of deploy/. Without a
+	// limit it is shareOfMachine of the machine's memory.
 	shareOfLimit   = 4
 	shareOfMachine = 64
-	// busyRate is how many bytes are allocated in a second by a process that is busy: some 1,500 misses. Below that,
-	// collecting at Go's own pace costs less than half a percent of a processor.
+	// busyRate is how many bytes a busy process allocates in a second: some 1,500 misses. Below that, collecting at
+	// Go's own pace costs less than half a percent of a processor.
 	busyRate = 4 << 20
-	// quietFor is how many seconds in a row a process is not busy before it gives back what it does not need.
+	// quietFor is how many consecutive seconds a process is not busy before it returns memory.
 	quietFor = 3
-	// maxGCPercent bounds what the growth means for a very small heap: what is alive may have become much more by the
-	// time that the next collection is due.
+	// maxGCPercent bounds the growth of a very small heap: the live heap may be much larger when the next collection
+	// is due.
 	maxGCPercent = 400
 	// defaultGCPercent is Go's.
 	defaultGCPercent = 100
 )
 
-// heapKeeper trades memory for time while there is much to do, and gives the memory back when there is not, as
+// heapKeeper trades memory for time while the process is busy, and returns the memory when it is not, for example
 // after the start.
 type heapKeeper struct {
 	allocated  func() uint64                // since the start, in bytes
@@ -61,8 +61,8 @@ func newHeapKeeper(growth uint64) *heapKeeper {
 	}
 }
 
-// busyGrowth is by how much the heap may grow in a process with this memory limit (math.MaxInt64 for none), on a machine
-// of so many bytes.
+// busyGrowth returns how much the heap may grow in a process with this memory limit (math.MaxInt64 for none), on a
+// machine with that many bytes.
 func busyGrowth(limit int64, machine uint64) uint64 {
 	if limit < math.MaxInt64 {
 		return min(mostGrowth, uint64(max(limit, 0))/shareOfLimit)
@@ -70,8 +70,8 @@ func busyGrowth(limit int64, machine uint64) uint64 {
 	return min(mostGrowth, machine/shareOfMachine)
 }
 
-// MaxWaiting is how many questions may wait for upstreams in a process with this memory limit: a sixth of it, at some
-// 4 KiB each, within what is sensible; 0, which stands for the engine's own bound, without a limit.
+// MaxWaiting returns how many queries may wait for upstreams in a process with this memory limit: a sixth of it, at
+// some 4 KiB each, within bounds; 0, which means the engine's own bound, without a limit.
 func MaxWaiting(limit int64) int {
 	const each, share, least = 4 << 10, 6, 512
 	if limit == math.MaxInt64 {
@@ -80,9 +80,8 @@ func MaxWaiting(limit int64) int {
 	return int(min(max(limit/share/each, least), upstream.DefaultQueries))
 }
 
-// limitMemory has the collector try to stay under nine tenths of what the control group allows, where GOMEMLIMIT says
-// nothing. It returns the limit in bytes, the lower one of the two: math.MaxInt64 where there is none, or none that
-// can be read.
+// limitMemory makes the collector try to stay below nine tenths of the control group's limit, unless GOMEMLIMIT is
+// set. It returns the limit in bytes, the lower one of the two: math.MaxInt64 if there is none that can be read.
 func limitMemory() int64 {
 	limit := debug.SetMemoryLimit(-1)
 	group, err := memlimit.FromCgroup()
@@ -96,20 +95,19 @@ func limitMemory() int64 {
 	return min(limit, int64(group))
 }
 
-// machineMemory is the machine's memory in bytes; 0 where it cannot be had, and then the heap grows at Go's own pace.
+// machineMemory returns the machine's memory in bytes; 0 if unknown, and then the heap grows at Go's own pace.
 func machineMemory() uint64 {
 	bytes, _ := memlimit.FromSystem()
 	return bytes
 }
 
-// giveBackMemory gives back what is free, and lets go of the program's own pages. Where that is not possible they stay.
+// giveBackMemory returns free memory and the program's own pages to the kernel, as far as possible.
 func giveBackMemory() {
 	debug.FreeOSMemory()
 	_ = forgetText()
 }
 
-// KeepHeap keeps the heap until stop is called. Where GOGC says what is wanted, it does no more than to keep it below the
-// memory limit.
+// KeepHeap tunes the collector until stop is called. If GOGC is set, it only keeps the heap below the memory limit.
 func KeepHeap() (stop func()) {
 	limit := limitMemory()
 	if os.Getenv("GOGC") != "" {
@@ -166,7 +164,7 @@ func (k *heapKeeper) collected() {
 	}
 }
 
-// set tells the collector. A change stops the world for a moment, so a small one is not worth it.
+// set changes the collector's setting. A change stops the world for a moment, so a small one is skipped.
 func (k *heapKeeper) set(percent int) {
 	if percent > k.percent+k.percent/8 || percent < k.percent-k.percent/8 {
 		k.setPercent(percent)
@@ -174,8 +172,8 @@ func (k *heapKeeper) set(percent int) {
 	}
 }
 
-// gcPercent is the growth, in per cent, of so many live bytes by growth, and at least Go's own. Go counts stacks among
-// what the growth is a percentage of (the formula is in the documentation of runtime/debug.SetGCPercent).
+// gcPercent returns the percentage that lets the live bytes grow by growth, at least Go's default. Go includes stacks
+// in the base of the percentage (see the documentation of runtime/debug.SetGCPercent).
 func gcPercent(growth, heap, stacks uint64) int {
 	if heap == 0 {
 		return defaultGCPercent
@@ -183,7 +181,8 @@ func gcPercent(growth, heap, stacks uint64) int {
 	return int(max(defaultGCPercent, min(maxGCPercent, growth*100/(heap+stacks))))
 }
 
-// liveBytes is what the last collection found alive: on the heap, and on stacks with all else that is scanned.
+// liveBytes returns what the last collection found alive: on the heap, and on stacks with everything else that is
+// scanned.
 func liveBytes() (heap, stacks uint64) {
 	return runtimeMetric("/gc/heap/live:bytes"), runtimeMetric("/gc/scan/stack:bytes")
 }
@@ -200,10 +199,10 @@ func runtimeMetric(name string) uint64 {
 	return s[0].Value.Uint64()
 }
 
-// afterEachCollection calls f after each garbage collection, one call at a time: in the clean-up of an object that
-// nobody refers to, which makes the next such object.
+// afterEachCollection calls f after each garbage collection, one call at a time: in the clean-up of an unreferenced
+// object, which creates the next such object.
 func afterEachCollection(f func()) {
-	type sentinel struct{ _ [16]byte } // not a tiny object, which would share its life with others
+	type sentinel struct{ _ [16]byte } // not a tiny object, which would share its memory with others
 	runtime.AddCleanup(new(sentinel), func(f func()) {
 		f()
 		afterEachCollection(f)

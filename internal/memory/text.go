@@ -12,10 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// forgetText has the kernel forget that the program's code and constants are in use, of which the start touches nearly all
-// and a cache that runs a fifth. They stay in the page cache, where they came from: what is used again is mapped again
-// without being read, some dozens of faults, and the rest is the first that goes when memory is short, where a page in use
-// would be the last. Resident memory is less by as much.
+// forgetText removes the program's code and constants from the process's resident memory: the start touches nearly
+// all of them, a running cache a fifth. They stay in the page cache: used pages are mapped again without a read, some
+// dozens of faults, and the others are the first to go when memory is short. Resident memory is smaller by as much.
 func forgetText() error {
 	program, err := os.Executable()
 	if err != nil {
@@ -39,9 +38,9 @@ func forgetText() error {
 // mapping is a range of addresses.
 type mapping struct{ from, to uintptr }
 
-// cleanMappings reads proc_pid_smaps(5) for the mappings of a file that can be dropped without losing anything: those that
-// cannot be written and of which no page is other than the file's. A program that is relocated at its start has some that
-// are not: they were written and then protected.
+// cleanMappings parses proc_pid_smaps(5) and returns the mappings of a file that can be dropped without loss: not
+// writable, and without pages that differ from the file. A program that is relocated at its start has some that were
+// written and then protected; those are left out.
 func cleanMappings(smaps io.Reader, file string) ([]mapping, error) {
 	var all []mapping
 	var m mapping
@@ -68,7 +67,7 @@ func cleanMappings(smaps io.Reader, file string) ([]mapping, error) {
 			ours = len(fields) == 6 && fields[5] == file && strings.HasPrefix(mode, "r") && !strings.Contains(mode, "w")
 			continue
 		}
-		// Pages of its own, which are not the file's any more. It comes once in each mapping.
+		// Pages of the process that differ from the file. The line occurs once in each mapping.
 		if ours && fields[0] == "Anonymous:" && len(fields) > 1 && fields[1] == "0" {
 			all = append(all, m)
 		}

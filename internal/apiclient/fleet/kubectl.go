@@ -18,21 +18,22 @@ import (
 )
 
 const (
-	// maxKubectlOutput bounds what is read of kubectl: the pods of some thousand nodes, or the largest answer of a cache.
+	// maxKubectlOutput bounds the output of kubectl that is read: the pods of some thousand nodes, or the largest
+	// answer of a cache.
 	maxKubectlOutput = 64 << 20
 	maxKubectlErrors = 4 << 10
 	// kubectlGrace is how long kubectl may keep its pipes open after it was ended.
 	kubectlGrace = time.Second
 )
 
-// kubectl runs the kubectl that is installed. So kubeconfig, contexts, plugins for credentials and proxies are those that
-// the administrator has set up, and nothing of that is here.
+// kubectl runs the installed kubectl, which brings the administrator's kubeconfig, contexts, credential plugins and
+// proxies.
 type kubectl struct {
 	context, kubeconfig string
 	namespace           string // of the cache's pods
 }
 
-// ClusterError says that the cluster could not be asked, and what to do about it.
+// ClusterError reports that the cluster could not be asked, and what to do about it.
 type ClusterError struct {
 	message, Hint string
 	Status        int // to exit with
@@ -47,7 +48,7 @@ type kubectlFailed struct{ said string }
 // Error implements error.
 func (e *kubectlFailed) Error() string { return e.said }
 
-// run runs kubectl until ctx ends and returns its standard output, also where it fails.
+// Run runs kubectl until ctx ends and returns its standard output, also if it fails.
 func (k *kubectl) Run(ctx context.Context, args ...string) ([]byte, error) {
 	path, err := exec.LookPath("kubectl")
 	if err != nil {
@@ -88,7 +89,7 @@ func (k *kubectl) Run(ctx context.Context, args ...string) ([]byte, error) {
 	return out.buffer.Bytes(), err
 }
 
-// bounded is a buffer for at most so many bytes. What is more is cut off or an error.
+// bounded is a buffer for a limited number of bytes. More is cut off or an error.
 type bounded struct {
 	buffer bytes.Buffer
 	most   int
@@ -110,7 +111,7 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// denied tells whether the API server says that the right is missing. What it does not say is not known.
+// denied reports whether the API server says that the right is missing. Anything else leaves it unknown.
 func (k *kubectl) denied(ctx context.Context, verb, resource string, more ...string) bool {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -123,12 +124,12 @@ type target struct {
 	Node, Pod string
 	ip        string
 	Image     string
-	Problem   string // why it cannot be asked; empty where it can
+	Problem   string // why it cannot be asked; empty if it can
 	leaving   bool   // it is being deleted
 	Alone     bool   // no other pod of its node is asked
 }
 
-// Label is how people call it.
+// Label returns its name for people.
 func (t *target) Label() string {
 	switch {
 	case t.Node == "":
@@ -163,8 +164,8 @@ func (k *kubectl) pods(ctx context.Context, selector, container string, timeout 
 	return targets, err
 }
 
-// ReadPods reads what kubectl says about pods: those that can be asked, and of each other node one that cannot. They
-// are in the order of nodes and names.
+// ReadPods parses kubectl's list of pods: those that can be asked, and for each other node one that cannot. They are
+// sorted by node and name.
 func ReadPods(document []byte, container string) ([]target, error) {
 	type state struct {
 		Running *struct{}
@@ -249,10 +250,10 @@ func ReadPods(document []byte, container string) ([]target, error) {
 	return targets, nil
 }
 
-// exec asks the cache of a pod in the pod itself, by 'localcache raw'.
+// exec asks the cache of a pod in the pod itself, with 'localcache raw'.
 func (k *kubectl) exec(ctx context.Context, t *target, container, request string) ([]byte, error) {
 	return k.Run(ctx, "exec", "pod/"+t.Pod, "--container="+container, "--", ProgramInImage, "raw", request)
 }
 
-// ProgramInImage is where the images have the program, see the Dockerfile.
+// ProgramInImage is the path of the program in the images, see the Dockerfile.
 const ProgramInImage = "/localcache"

@@ -24,13 +24,13 @@ import (
 )
 
 const (
-	// nodesAtATime are asked together: each takes a kubectl, which is some 50 MB and a tenth of a processor's second.
+	// nodesAtATime nodes are asked in parallel: each needs a kubectl, some 50 MB and a tenth of a processor second.
 	nodesAtATime = 8
-	// podsAge is for how long the pods that were found are the ones to ask, which are asked again and again with --watch.
+	// podsAge is how long a list of pods is used for repeated requests with --watch.
 	podsAge = 5 * time.Second
-	// maxReasons bounds how many nodes' failures are told.
+	// maxReasons bounds how many nodes' failures are printed.
 	maxReasons = 10
-	// slowProgress is from when on it is shown how far it is.
+	// slowProgress is the time after which progress is shown.
 	slowProgress = time.Second
 )
 
@@ -62,10 +62,10 @@ func (f *Fleet) Declare(flags *flag.FlagSet) {
 	flags.DurationVar(&f.timeout, "timeout", 10*time.Second, "`time` for each node to answer, at least 100ms")
 }
 
-// FlagNames are those that mean nothing without --all-nodes.
+// FlagNames are the flags that need --all-nodes.
 var FlagNames = []string{"context", "kubeconfig", "cache-namespace", "selector", "container", "port", "timeout"}
 
-// Check looks at the flags together. given are those on the command line.
+// Check checks the flags together. given are those on the command line.
 func (f *Fleet) Check(given map[string]bool) error {
 	if !f.On {
 		for _, name := range FlagNames {
@@ -93,14 +93,14 @@ func (f *Fleet) Check(given map[string]bool) error {
 	return nil
 }
 
-// Reply is what came of asking a target: a part, or why there is none.
+// Reply is the result for one target: a part, or why there is none.
 type Reply struct {
 	*target
 	Part *api.Part
 	err  error
 }
 
-// unknown tells whether the node has answered that it does not know what was asked for.
+// unknown reports whether the node answered that it does not know the requested object.
 func (r *Reply) unknown(g *api.Gather) bool {
 	var e *api.Error
 	return g.One() && errors.As(r.err, &e) && e.Code == http.StatusNotFound
@@ -129,7 +129,7 @@ func (f *Fleet) Document(ctx context.Context, path string, query url.Values, v a
 	return raw.Bytes(), json.Unmarshal(raw.Bytes(), v)
 }
 
-// Merge makes one answer of the replies, which at least one node gave.
+// Merge merges the replies, of which at least one is an answer.
 func (f *Fleet) Merge(g *api.Gather, replies []Reply) (any, error) {
 	var parts []*api.Part
 	for i := range replies {
@@ -140,7 +140,7 @@ func (f *Fleet) Merge(g *api.Gather, replies []Reply) (any, error) {
 	return g.Merge(parts, missing(g, replies)...)
 }
 
-// Ask asks all nodes but those that have just failed to answer something else. It fails where none has an answer.
+// Ask asks all nodes except those that just failed to answer another request. It fails if none answers.
 func (f *Fleet) Ask(ctx context.Context, g *api.Gather, path string, before ...Reply) ([]Reply, error) {
 	targets, err := f.find(ctx)
 	if err != nil {
@@ -182,7 +182,7 @@ func (f *Fleet) Ask(ctx context.Context, g *api.Gather, path string, before ...R
 	if slices.ContainsFunc(replies, func(r Reply) bool { return r.Part != nil }) {
 		return replies, nil
 	}
-	return nil, f.nobody(ctx, g, replies)
+	return nil, f.noAnswer(ctx, g, replies)
 }
 
 // find finds the pods.
@@ -197,7 +197,7 @@ func (f *Fleet) find(ctx context.Context) ([]target, error) {
 	return f.targets, nil
 }
 
-// remote is how a target is asked directly; nil where it is by kubectl exec.
+// remote returns how a target is asked directly; nil if by kubectl exec.
 func (f *Fleet) remote(t *target) (*api.Remote, error) {
 	if f.port == 0 {
 		return nil, nil
@@ -238,7 +238,7 @@ func (f *Fleet) one(ctx context.Context, g *api.Gather, path string, t *target, 
 	}
 	var failed *kubectlFailed
 	if errors.As(err, &failed) {
-		// A cache that refuses says so in its answer, else there is none.
+		// A cache that refuses says so in its answer; other errors have none.
 		var refused *api.Error
 		if _, e := g.Read(t.Node, t.Image, body); errors.As(e, &refused) {
 			return nil, refused
@@ -286,8 +286,8 @@ func missing(g *api.Gather, replies []Reply) (notes []string) {
 	return notes
 }
 
-// nobody is the error where no node has an answer.
-func (f *Fleet) nobody(ctx context.Context, g *api.Gather, replies []Reply) error {
+// noAnswer returns the error for the case that no node answered.
+func (f *Fleet) noAnswer(ctx context.Context, g *api.Gather, replies []Reply) error {
 	var refused *api.Error // by all in the same way
 	same, exec := true, false
 	for i := range replies {
@@ -324,7 +324,7 @@ func (f *Fleet) nobody(ctx context.Context, g *api.Gather, replies []Reply) erro
 	return e
 }
 
-// progress shows on a terminal how far it is, where it takes long, until the function is called that it returns.
+// progress shows progress on a terminal if it takes long, until stop is called.
 func (f *Fleet) progress(done *atomic.Int64, all int) (stop func()) {
 	if !render.Terminal(f.Stderr) {
 		return func() {}

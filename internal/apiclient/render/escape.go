@@ -8,10 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// Escape writes what can steer a terminal as JSON writes it in strings: DEL and the control characters of 8 bits
-// (ECMA-48, section 8.3), which JSON lets through as they are (RFC 8259, section 7), and bytes that are no UTF-8, which
-// some terminals take for those. In a JSON document they are nowhere but in strings. What is below the space is escaped
-// in strings by JSON itself.
+// Escape escapes bytes that can control a terminal as JSON would in strings: DEL and the 8-bit control characters
+// (ECMA-48, section 8.3), which JSON leaves as they are (RFC 8259, section 7), and invalid UTF-8, which some
+// terminals take for those. In a JSON document they occur only in strings. JSON itself escapes characters below the
+// space.
 func Escape(document []byte) []byte {
 	out := make([]byte, 0, len(document))
 	for len(document) > 0 {

@@ -15,7 +15,7 @@ import (
 type Table struct {
 	Header []string
 	rows   [][]string
-	marked map[int]bool // rows that tell of trouble
+	marked map[int]bool // rows that report a problem
 }
 
 func (t *Table) Add(marked bool, cells ...string) {
@@ -28,7 +28,8 @@ func (t *Table) Add(marked bool, cells ...string) {
 	t.rows = append(t.rows, cells)
 }
 
-// Print writes the table; rows that tell of trouble in colour where w takes it. What comes from the network cannot steer the terminal.
+// Print writes the table, with rows that report a problem in colour if w supports it. Text from the network cannot
+// control the terminal.
 func (t *Table) Print(w io.Writer, colour bool) {
 	widths := make([]int, len(t.Header))
 	for _, row := range append([][]string{t.Header}, t.rows...) {
@@ -66,7 +67,7 @@ func Printable(s string) string {
 	}, s)
 }
 
-// Terminal tells whether w is one.
+// Terminal reports whether w is a terminal.
 func Terminal(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok {
@@ -76,7 +77,7 @@ func Terminal(w io.Writer) bool {
 	return err == nil
 }
 
-// Coloured tells whether colours are wanted (https://no-color.org).
+// Coloured reports whether colours are wanted (https://no-color.org).
 func Coloured(w io.Writer) bool {
 	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && Terminal(w)
 }
@@ -99,7 +100,7 @@ func Short(seconds float64) string {
 	return Age(d)
 }
 
-// Age is how long ago something was, in one unit.
+// Age returns a duration as text, in one unit.
 func Age(d time.Duration) string {
 	switch {
 	case d < 0:
