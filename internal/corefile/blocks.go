@@ -12,11 +12,11 @@ type serverBlock struct {
 	braces bool    // the directives are enclosed in braces
 	closed bool    // and the closing one is there
 	binds  []token // arguments of the bind directives
-	except bool    // one of the bind directives has a block of its own
+	except bool    // a bind directive has a block of its own
 }
 
-// serverBlocks groups tokens as caddy's parser does (caddyfile/parse.go). It finds no faults: a Corefile
-// that CoreDNS refuses gives some grouping, and CoreDNS's message is the better one.
+// serverBlocks groups tokens as caddy's parser does (caddyfile/parse.go). It reports no errors: for a Corefile that
+// CoreDNS refuses the grouping is arbitrary, and CoreDNS's message is better.
 func serverBlocks(tokens []token) []serverBlock {
 	var blocks []serverBlock
 	for i := 0; i < len(tokens); {
@@ -55,9 +55,9 @@ func blockKeys(tokens []token, i int) (keys []token, next int) {
 	return keys, i
 }
 
-// directives reads the directives at tokens[i] up to the end of the block, which is the closing brace
-// or the end of the file. Whatever begins a line outside of inner braces names a directive, but for an
-// opening brace, which belongs to the directive before.
+// directives reads the directives from tokens[i] to the end of the block, which is the closing brace or the end of
+// the file. The first word of a line outside of inner braces names a directive, except an opening brace, which
+// belongs to the directive before.
 func (b *serverBlock) directives(tokens []token, i int) (next int) {
 	depth := 0
 	bind := false // within the arguments of bind
@@ -87,11 +87,11 @@ func (b *serverBlock) snippet() bool {
 	return b.braces && len(b.keys) == 1 && strings.HasPrefix(k, "(") && strings.HasSuffix(k, ")")
 }
 
-// line is where the block begins.
+// line returns the line where the block begins.
 func (b *serverBlock) line() int { return b.keys[0].line }
 
-// reaches reports whether the block may listen on one of ips. Without bind it listens everywhere; an
-// interface name or an exception may mean any address.
+// reaches reports whether the block may listen on one of ips. Without bind it listens everywhere; an interface name
+// or an exception may mean any address.
 func (b *serverBlock) reaches(ips []netip.Addr) bool {
 	if len(b.binds) == 0 || len(ips) == 0 || b.except {
 		return true
@@ -110,9 +110,9 @@ func (b *serverBlock) reaches(ips []netip.Addr) bool {
 	return false
 }
 
-// splitKey takes the address of a server block apart: "[scheme://]zone[:port]" (CoreDNS,
-// plugin/normalize.go). A key of another transport than plain DNS clashes with no stub domain, and
-// neither does a reverse zone written as a prefix: ok is false.
+// splitKey parses the address of a server block: "[scheme://]zone[:port]" (CoreDNS, plugin/normalize.go). ok is false
+// for a key of another transport than plain DNS, or a reverse zone written as a prefix: these cannot collide with a
+// stub domain.
 func splitKey(key string, defaultPort uint16) (zone string, port uint16, ok bool) {
 	if scheme, rest, found := strings.Cut(key, "://"); found {
 		if !strings.EqualFold(scheme, "dns") {

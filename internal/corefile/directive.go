@@ -2,12 +2,11 @@ package corefile
 
 import "strings"
 
-// AddDirective adds word, a directive without arguments, to each server block of src that serves plain DNS and has no
-// such directive. It stands behind the opening brace, so that all lines keep their numbers. skipped are the
-// lines of blocks that have no place for it: those whose first directive follows on the line of the brace, and one
-// without braces.
+// AddDirective adds word, a directive without arguments, to each server block of src that serves plain DNS and does
+// not have it. It is added after the opening brace, so that lines keep their numbers. skipped are the lines of blocks
+// without a place for it: those whose first directive is on the line of the brace, and one without braces.
 //
-// Snippets and imported files stay as they are: a block that imports the directive has it twice then.
+// Snippets and imported files stay unchanged: a block that imports the directive then has it twice.
 func AddDirective(src []byte, word string) (out []byte, skipped []int) {
 	tokens, unclosed := scan(src)
 	if unclosed > 0 {
@@ -45,8 +44,8 @@ func AddDirective(src []byte, word string) (out []byte, skipped []int) {
 	return applyEdits(src, edits), skipped
 }
 
-// servesDNS reports whether one of the block's addresses is one of plain DNS, which is what an address without a
-// scheme stands for.
+// servesDNS reports whether one of the block's addresses is for plain DNS, which is the meaning of an address without
+// a scheme.
 func (b *serverBlock) servesDNS() bool {
 	for _, k := range b.keys {
 		if scheme, _, found := strings.Cut(k.text, "://"); !found || strings.EqualFold(scheme, "dns") {

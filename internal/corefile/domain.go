@@ -8,9 +8,9 @@ import (
 	"unicode"
 )
 
-// checkDomain says what is wrong with s as the name of a zone: at most 253 octets in labels of 1 to 63
-// (RFC 1035, section 3.1), of letters, digits, "-" within, and "_", which Active Directory's stub
-// domains have (_msdcs). A final dot is accepted.
+// checkDomain returns an error unless s is a valid zone name: at most 253 octets in labels of 1 to 63 (RFC 1035,
+// section 3.1), of letters, digits, "-" within, and "_", which stub domains of Active Directory have (_msdcs). A
+// final dot is accepted.
 func checkDomain(s string) error {
 	if s == "" {
 		return errors.New("the domain is empty")
@@ -43,8 +43,8 @@ func checkDomain(s string) error {
 	return nil
 }
 
-// parseServer reads a name server as "IP" or "IP:port" ("[IP]:port" for IPv6). The port is 53 without
-// one. Zones of link-local addresses are not accepted, as in kube-dns.
+// parseServer reads a name server as "IP" or "IP:port" ("[IP]:port" for IPv6). The default port is 53. Zones of
+// link-local addresses are not accepted, as in kube-dns.
 func parseServer(s string) (netip.AddrPort, error) {
 	server, err := netip.ParseAddrPort(s)
 	if err != nil {

@@ -2,9 +2,9 @@ package corefile
 
 import "strings"
 
-// dropForceTCP gives the edits that take force_tcp out of the forward blocks that use the placeholder
-// of the upstream servers. node-cache does so when upstreamNameservers are given: the node's own
-// resolvers are asked over TCP, but servers that somebody lists may speak UDP only. Line breaks stay.
+// dropForceTCP returns the edits that remove force_tcp from the forward blocks that use the placeholder of the
+// upstream servers. node-cache does so if upstreamNameservers are given: the node's own resolvers are asked over TCP,
+// but listed servers may speak UDP only. Line breaks stay.
 func dropForceTCP(tokens []token) []edit {
 	var edits []edit
 	for i := 0; i < len(tokens); i++ {

@@ -11,7 +11,7 @@ import (
 	"strings"
 )
 
-// The keys of the kube-dns ConfigMap that count here; its others (federations) are of kube-dns alone.
+// The keys of the kube-dns ConfigMap that are used here; its others (federations) concern kube-dns only.
 const (
 	keyStubDomains = "stubDomains"
 	keyUpstreams   = "upstreamNameservers"
@@ -33,8 +33,8 @@ type kubeDNS struct {
 	upstreams []string
 }
 
-// parseKubeDNS reads the two files of the ConfigMap in dir; nil stands for a file that is not there.
-// The error holds all that is wrong, each with file, key and value.
+// parseKubeDNS reads the two files of the ConfigMap in dir; nil means that a file does not exist. The error lists
+// everything that is wrong, each with file, key and value.
 func (o *Options) parseKubeDNS(dir string, stubs, upstreams []byte) (*kubeDNS, error) {
 	k := &kubeDNS{dir: dir}
 	var stubErr, upstreamErr error
@@ -46,8 +46,8 @@ func (o *Options) parseKubeDNS(dir string, stubs, upstreams []byte) (*kubeDNS, e
 	return k, nil
 }
 
-// parseUpstreams reads the JSON list of name servers in data. A blank file is an empty list, since that
-// is what a ConfigMap key without a value is.
+// parseUpstreams reads the JSON list of name servers in data. A blank file is an empty list, since a ConfigMap key
+// without a value is an empty file.
 func (o *Options) parseUpstreams(file string, data []byte) ([]string, error) {
 	if len(bytes.TrimSpace(data)) == 0 {
 		return nil, nil
@@ -79,7 +79,7 @@ func (o *Options) parseStubDomains(file string, data []byte) (map[string][]strin
 	if string(bytes.TrimSpace(raw)) == "null" {
 		return nil, nil
 	}
-	// Token by token, as a map would hide a domain that is given twice.
+	// The object is read token by token, because a map would hide a domain that is given twice.
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
 		return nil, fmt.Errorf(`%s: want an object like {"example.com": ["10.0.0.1"]}, found %s`, file, excerpt(raw))
@@ -115,7 +115,7 @@ func (o *Options) parseStubDomains(file string, data []byte) (map[string][]strin
 	return stubs, nil
 }
 
-// stubServers checks one stub domain and gives its servers. Errors begin with where.
+// stubServers checks one stub domain and returns its servers. Errors begin with where.
 func (o *Options) stubServers(where, domain string, value json.RawMessage) ([]string, error) {
 	if domain == "." {
 		return nil, fmt.Errorf("%s: the root is not a stub domain; servers for all other names belong into %s", where, keyUpstreams)
@@ -136,8 +136,8 @@ func (o *Options) stubServers(where, domain string, value json.RawMessage) ([]st
 	return o.servers(where, list)
 }
 
-// servers checks a list of servers and writes them as forward reads them. One that is this process
-// would answer itself without end. Errors begin with where.
+// servers checks a list of servers and returns them in the syntax of forward. An address of this process would be a
+// loop. Errors begin with where.
 func (o *Options) servers(where string, list []string) ([]string, error) {
 	var servers []string
 	var errs []error
@@ -155,7 +155,7 @@ func (o *Options) servers(where string, list []string) ([]string, error) {
 	return servers, errors.Join(errs...)
 }
 
-// jsonError tells where data stops being JSON.
+// jsonError says where data stops being JSON.
 func jsonError(file string, data []byte, err error) error {
 	var syntax *json.SyntaxError
 	if errors.As(err, &syntax) {
@@ -166,7 +166,7 @@ func jsonError(file string, data []byte, err error) error {
 	return fmt.Errorf("%s: not valid JSON: %w", file, err)
 }
 
-// excerpt gives the valid JSON that was found, on one line and of at most 40 octets.
+// excerpt returns the valid JSON that was found, on one line and of at most 40 octets.
 func excerpt(found json.RawMessage) string {
 	const most = 40
 	var b bytes.Buffer

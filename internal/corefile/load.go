@@ -6,16 +6,15 @@ import (
 	"time"
 )
 
-// maxReported bounds the memory of problems that were reported since the last good state. Somebody who
-// edits a ConfigMap makes a few; past this many they are forgotten and may be reported again.
+// maxReported bounds the memory of problems that were reported since the last good state. An edited ConfigMap causes
+// a few; beyond this number they are forgotten and may be reported again.
 const maxReported = 64
 
-// Load gives what to serve right now: the name for messages (the path of the Corefile, or "stdin") and
-// the content, which the caller owns. With a template it writes the rendered file first, if its
-// content differs.
+// Load returns what to serve now: the name for messages (the path of the Corefile, or "stdin") and the content, which
+// the caller owns. With a template it writes the rendered file first, if its content changed.
 //
-// Until the first success every error is returned. After it Load does not fail: the last good content
-// is returned, and the problem goes to Options.OnError.
+// Until the first success every error is returned. After that Load does not fail: it returns the last good content,
+// and the problem goes to Options.OnError.
 func (s *Source) Load() (name string, content []byte, err error) {
 	s.mu.Lock()
 	err = s.refresh()
@@ -47,8 +46,7 @@ func (s *Source) Watch(ctx context.Context) {
 // look is one tick of Watch.
 func (s *Source) look() {
 	s.mu.Lock()
-	// Only before the first success is there an error, and then there is nothing that could change.
-	// The caller of Load is told of it.
+	// There is an error only before the first success, and the caller of Load gets it; nothing can have changed then.
 	_ = s.refresh()
 	changed := s.notified != s.generation
 	s.notified = s.generation
@@ -110,8 +108,8 @@ func (s *Source) report(err error) {
 	}
 }
 
-// deliver calls the callbacks that are due, in order and without holding s.mu, so that they may call
-// Load. If another goroutine is at it, that one delivers these too.
+// deliver calls the callbacks that are due, in order and without holding s.mu, so that they may call Load. If another
+// goroutine is delivering, that one delivers these too.
 func (s *Source) deliver() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// openStdin takes the Corefile from standard input, which can be read once.
+// openStdin reads the Corefile from standard input, which is possible once.
 func (s *Source) openStdin() (err error) {
 	s.name, s.template, s.stdin = Stdin, Stdin, true
 	s.fromStdin, err = readAll("standard input", s.opt.Stdin)
@@ -23,9 +23,9 @@ func (s *Source) openStdin() (err error) {
 	return nil
 }
 
-// openFiles finds the template and the Corefile. What is found holds for the life of the process: a
-// template that appears later would overwrite the Corefile that was served until then, and one that
-// vanishes would turn what was rendered into the source.
+// openFiles finds the template and the Corefile. The result holds for the life of the process: a template that
+// appears later would overwrite the Corefile that was served until then, and one that vanishes would turn the
+// rendered file into the source.
 func (s *Source) openFiles() error {
 	if s.opt.Base != "" {
 		found, err := exists(s.opt.Base)

@@ -11,12 +11,12 @@ import (
 	"strings"
 )
 
-// The placeholders that node-cache's users have in their Corefiles. Some of them are filled in at
-// deployment by sed in the manifests of Kubernetes; what is left over is for the process.
+// The placeholders in Corefiles of node-cache's users. The manifests of Kubernetes fill some in at deployment with
+// sed; the process fills in the rest.
 const (
 	placeDomain     = "__PILLAR__DNS__DOMAIN__"       // the cluster domain
 	placeLocal      = "__PILLAR__LOCAL__DNS__"        // the local addresses
-	placeServer     = "__PILLAR__DNS__SERVER__"       // nothing: it stands beside placeLocal, which has them all
+	placeServer     = "__PILLAR__DNS__SERVER__"       // empty: placeLocal beside it has all addresses
 	placeCluster    = "__PILLAR__CLUSTER__DNS__"      // the Service of the cluster's DNS
 	placeUpstream   = "__PILLAR__UPSTREAM__SERVERS__" // where other names are resolved
 	placePrometheus = "__PROMETHEUS__ENDPOINT__"      // where metrics are served
@@ -28,21 +28,21 @@ var placeholders = []string{placeDomain, placeLocal, placeServer, placeCluster, 
 // prefixes begin every placeholder.
 var prefixes = [][]byte{[]byte("__PILLAR__"), []byte("__PROMETHEUS__")}
 
-// nodeResolvConf is what external names are resolved with unless upstreamNameservers says otherwise.
+// nodeResolvConf lists the resolvers of external names unless upstreamNameservers is set.
 const nodeResolvConf = "/etc/resolv.conf"
 
-// place is one occurrence of a placeholder: a run of letters, digits and underscores in a token that
-// begins with one of prefixes.
+// place is one occurrence of a placeholder: a run of letters, digits and underscores in a token that begins with one
+// of prefixes.
 type place struct {
 	name       string
 	start, end int
 	line       int
-	alone      bool // nothing else is in the token, but for quotes
+	alone      bool // the token has nothing else, except quotes
 	port       bool // a colon follows, as in "__PILLAR__LOCAL__DNS__:8080"
 }
 
-// findPlaces gives the placeholders of src in order. Comments have no tokens, so that a placeholder
-// there is not found.
+// findPlaces returns the placeholders of src in order. Comments have no tokens, so placeholders in them are not
+// found.
 func findPlaces(src []byte, tokens []token) []place {
 	var places []place
 	for _, t := range tokens {
@@ -73,8 +73,8 @@ func isWord(c byte) bool {
 	return c == '_' || '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z'
 }
 
-// expand gives the edits that fill in places. Its error holds all that cannot be filled in, each
-// placeholder once, with the file, its lines, and the flag or variable that is missing.
+// expand returns the edits that fill in places. Its error lists everything that cannot be filled in, each placeholder
+// once, with the file, its lines, and the missing flag or variable.
 func (o *Options) expand(file string, places []place, upstreams []string) ([]edit, error) {
 	var edits []edit
 	var failed []string // names in order of appearance
@@ -126,7 +126,7 @@ func alsoLines(lines []int) string {
 	return b.String()
 }
 
-// value is what stands for p, in one line.
+// value returns the text for p, on one line.
 func (o *Options) value(p place, upstreams []string) (string, error) {
 	switch p.name {
 	case placeDomain:
@@ -151,8 +151,8 @@ func (o *Options) value(p place, upstreams []string) (string, error) {
 	return "", fmt.Errorf("unknown placeholder %s; known are %s", p.name, strings.Join(placeholders, ", "))
 }
 
-// clusterDomain is the domain of the environment variable CLUSTER_DOMAIN. node-cache leaves this
-// placeholder to the deployment, and Kubernetes itself has no variable for it.
+// clusterDomain returns the domain in the environment variable CLUSTER_DOMAIN. node-cache leaves this placeholder to
+// the deployment, and Kubernetes has no variable for it.
 func (o *Options) clusterDomain() (string, error) {
 	d := o.Getenv("CLUSTER_DOMAIN")
 	if d == "" {
@@ -164,9 +164,9 @@ func (o *Options) clusterDomain() (string, error) {
 	return strings.TrimSuffix(d, "."), nil
 }
 
-// localIPs is the list of local addresses where the placeholder is a word of its own. Within a word, as
-// in the add-on's "health __PILLAR__LOCAL__DNS__:8080", a list would tear the word apart: there it is
-// the first address, which is what the add-on's deployment puts in.
+// localIPs returns the list of local addresses if the placeholder is a word of its own. Within a word, as in the
+// add-on's "health __PILLAR__LOCAL__DNS__:8080", it returns the first address, as the add-on's deployment does,
+// because a list would break the word.
 func (o *Options) localIPs(p place) (string, error) {
 	if len(o.LocalIPs) == 0 {
 		return "", fmt.Errorf("%s needs -localip", p.name)
@@ -198,8 +198,8 @@ func (o *Options) clusterDNS(p place) (string, error) {
 	return hostPart(ip, p.port), nil
 }
 
-// prometheus is the address for metrics. The flag is the process's own, so it is checked here no more
-// than it takes to keep it one word.
+// prometheus returns the address for metrics. The flag belongs to this process, so it is only checked for being one
+// word.
 func (o *Options) prometheus() (string, error) {
 	if o.PrometheusAddr == "" {
 		return "", fmt.Errorf("%s needs -prometheus-listen-address, for example :9253", placePrometheus)

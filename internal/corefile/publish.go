@@ -13,13 +13,12 @@ import (
 // confMode is the mode of the rendered Corefile: it holds no secret, and people debug with it.
 const confMode = 0o644
 
-// publish makes content the content of the file at path, if it is not so already: wholly or not at all,
-// so that no reader ever sees a part. A symbolic link stays, and its target is replaced. base is the
-// template, for the message.
+// publish writes content to the file at path, unless the file already has it: completely or not at all, so that no
+// reader sees a part. A symbolic link stays, and its target is replaced. base is the template, for the message.
 func publish(path, base string, content []byte) error {
 	target, err := filepath.EvalSymlinks(path)
 	if err != nil {
-		target = path // it is new, or the rename will say what is wrong
+		target = path // the file is new, or the rename reports what is wrong
 	}
 	if old, err := readBounded(target); err == nil && bytes.Equal(old, content) {
 		return nil
@@ -31,9 +30,9 @@ func publish(path, base string, content []byte) error {
 	return nil
 }
 
-// replace writes content beside path and renames it into place. The file is synced before, as a file
-// that is renamed but not yet on disk may come back empty after a crash; its directory is not, since
-// the old file is as good: every start renders anew.
+// replace writes content beside path and renames it into place. The file is synced first, because a renamed file that
+// is not on disk may be empty after a crash; its directory is not, since the old file is as good: every start renders
+// again.
 func replace(path string, content []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*.tmp")
 	if err != nil {
@@ -69,7 +68,7 @@ func cause(err error) error {
 	return err
 }
 
-// remedy is what to do about err.
+// remedy says what to do about err.
 func remedy(path string, err error) string {
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):

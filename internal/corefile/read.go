@@ -13,11 +13,11 @@ import (
 // links through it, so that all of them change at one moment (kubernetes, pkg/volume/util, AtomicWriter).
 const dataLink = "..data"
 
-// maxRereads bounds how often a read is tried again because the volume was switched meanwhile. The
-// kubelet does so once in a minute or so.
+// maxRereads bounds how often a read is repeated because the volume was switched meanwhile. The kubelet does so about
+// once a minute.
 const maxRereads = 5
 
-// read gives the present inputs. Files of one ConfigMap volume are of one version of it.
+// read returns the current inputs. Files of one ConfigMap volume are of one version of it.
 func (s *Source) read() (inputs, error) {
 	in := inputs{file: s.template, dir: s.kubeDNS}
 	if s.stdin {
@@ -63,8 +63,8 @@ func consistently(dir string, read func() error) error {
 	return fmt.Errorf("%s changed during each of %d attempts to read it", dir, maxRereads)
 }
 
-// version names the version of the ConfigMap volume in dir; it is empty for a plain directory, and for
-// one that cannot be read, which the reading of its files will tell better.
+// version returns the version of the ConfigMap volume in dir; empty for a plain directory, and for one that cannot be
+// read, which reading its files reports better.
 func version(dir string) string {
 	v, err := os.Readlink(filepath.Join(dir, dataLink))
 	if err != nil {
@@ -73,8 +73,8 @@ func version(dir string) string {
 	return v
 }
 
-// checkDir wants the directory of the kube-dns ConfigMap to be there: one that is not mounted is
-// something else than one without the two keys.
+// checkDir returns an error unless the directory of the kube-dns ConfigMap exists: a missing mount differs from a
+// ConfigMap without the two keys.
 func checkDir(dir string) error {
 	info, err := os.Stat(dir)
 	switch {
@@ -98,8 +98,8 @@ func readOptional(path string) ([]byte, error) {
 	return b, err
 }
 
-// readBounded reads the regular file at path, of at most MaxFileSize octets. Anything else than a
-// regular file could block, or give something else at the next look.
+// readBounded reads the regular file at path, of at most MaxFileSize octets. Any other kind of file could block, or
+// have other content at the next read.
 func readBounded(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -10,13 +10,12 @@ type inputs struct {
 	file      string // where template was read
 	template  []byte
 	dir       string // of the kube-dns ConfigMap; empty without one
-	stubs     []byte // nil where there is no such key
+	stubs     []byte // nil if there is no such key
 	upstreams []byte
 }
 
-// render makes the Corefile of in. The lines of the template keep their numbers; the blocks of stub
-// domains follow them. A template without placeholders and a ConfigMap without stub domains leave the
-// template as it is.
+// render returns the Corefile made of in. The lines of the template keep their numbers; the blocks of stub domains
+// follow them. Without placeholders and stub domains the template stays unchanged.
 func (o *Options) render(in inputs) ([]byte, error) {
 	k, kubeErr := o.parseKubeDNS(in.dir, in.stubs, in.upstreams)
 	if kubeErr != nil {
@@ -39,7 +38,7 @@ type edit struct {
 	text       string
 }
 
-// applyEdits gives src with the edits made, which must not overlap.
+// applyEdits returns src with the edits, which must not overlap.
 func applyEdits(src []byte, edits []edit) []byte {
 	if len(edits) == 0 {
 		return src

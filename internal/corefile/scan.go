@@ -6,7 +6,7 @@ import (
 	"unicode/utf8"
 )
 
-// token is one word of a Corefile, with the place that it takes in the source.
+// token is one word of a Corefile, with its position in the source.
 type token struct {
 	text       string // as CoreDNS sees it: without enclosing quotes and carriage returns
 	start, end int    // octets of the source, enclosing quotes included
@@ -14,19 +14,18 @@ type token struct {
 	lastLine   int    // of the last octet: a quoted token may span lines
 }
 
-// byteOrderMark is dropped where it begins a file, as caddy's lexer does.
+// byteOrderMark is dropped at the beginning of a file, as caddy's lexer does.
 var byteOrderMark = []byte("\ufeff")
 
-// scan splits src into tokens exactly as caddy's lexer does (github.com/coredns/caddy, caddyfile/lexer.go),
-// oddities included, because a token seen differently here would be a placeholder missed or a comment
-// changed:
+// scan splits src into tokens exactly as caddy's lexer does (github.com/coredns/caddy, caddyfile/lexer.go), oddities
+// included, because a token seen differently here would be a missed placeholder or a changed comment:
 //
-//   - White space, by Unicode's notion, separates tokens, but a carriage return only vanishes.
-//   - A quote begins a quoted token only where a token may begin, and the closing quote ends the token
-//     without white space. Within, \" is a quote and any other backslash stands for itself.
-//   - A # begins a comment up to the end of the line. Within a token, however, it only cuts the token
-//     off, up to the next white space.
-//   - A quote that is never closed ends with the file. unclosed is the line where it begins, else 0.
+// - White space, by Unicode's definition, separates tokens, but a carriage return is dropped.
+// - A quote begins a quoted token only where a token may begin, and the closing quote ends the token without white
+// space. Within it, \" is a quote and any other backslash is literal.
+// - A # begins a comment up to the end of the line. Within a token it only ends the token, up to the next white
+// space.
+// - A quote that is never closed ends with the file. unclosed is the line where it begins, else 0.
 func scan(src []byte) (tokens []token, unclosed int) {
 	i, line := 0, 1
 	if bytes.HasPrefix(src, byteOrderMark) {
@@ -95,8 +94,8 @@ func scanQuoted(src []byte, start, line int) (t token, closed bool) {
 	return t, false
 }
 
-// scanBare reads the token that begins at start without a quote, and returns where reading goes on: at
-// the white space behind it, past the comment that may have cut it off.
+// scanBare reads the token that begins at start without a quote, and returns where reading continues: at the white
+// space after it, past a comment that may have ended it.
 func scanBare(src []byte, start, line int) (t token, next int) {
 	t = token{start: start, end: start, line: line, lastLine: line}
 	var text []byte

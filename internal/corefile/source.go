@@ -1,22 +1,18 @@
-// Package corefile turns what node-cache users have into the Corefile that is served: a template with
-// placeholders, or a plain Corefile, and the kube-dns ConfigMap with its stub domains and upstream
-// nameservers.
+// Package corefile turns the configuration of node-cache's users into the Corefile that is served: a template with
+// placeholders, or a plain Corefile, and the kube-dns ConfigMap with its stub domains and upstream nameservers.
 //
-// What is served is a pure function of the bytes read and of the flags (render), and reading and
-// writing stand around it: Source reads, renders, writes the result where there is a template, and
-// remembers the last good result. The rules that everything here keeps:
+// The result is a pure function of the bytes read and of the flags (render); reading and writing surround it: Source
+// reads, renders, writes the result if there is a template, and remembers the last good result. The rules:
 //
-//   - A start with anything unclear fails, and says all that is unclear at once.
-//   - A running server is never harmed by a bad edit: the last good content goes on being served, and
-//     the problem is reported once.
-//   - Lines keep their numbers from template to result, so that CoreDNS's own messages point at the
-//     line that the user wrote.
-//   - Files appear whole: written beside their place and renamed, read again when a ConfigMap volume
-//     switched its ..data link in between.
+// - A start with anything unclear fails, and reports everything that is unclear at once.
+// - A bad edit never harms a running server: the last good content stays in force, and the problem is reported once.
+// - Lines keep their numbers from template to result, so that CoreDNS's messages point at the line that the user
+// wrote.
+// - Files appear complete: they are written beside their place and renamed, and read again if a ConfigMap volume
+// switched its ..data link in between.
 //
-// The package knows the Corefile only as far as it must (tokens, server blocks, one option of forward)
-// and mirrors the lexer of caddy, which CoreDNS reads it with. A file that a Corefile imports is not
-// looked at: placeholders in it stay as they are.
+// The package knows only as much of the Corefile as it needs (tokens, server blocks, one option of forward) and
+// mirrors caddy's lexer, which CoreDNS uses. It does not read imported files: placeholders in them stay.
 package corefile
 
 import (
@@ -30,19 +26,18 @@ import (
 
 // Defaults of Options.
 const (
-	// DefaultConf is the Corefile that is looked for in the working directory without -conf, as
-	// CoreDNS does.
+	// DefaultConf is the Corefile in the working directory that is used without -conf, as in CoreDNS.
 	DefaultConf = "Corefile"
-	// DefaultRendered is where a template is rendered to when neither -conf nor -corefile is given.
+	// DefaultRendered is where a template is rendered to if neither -conf nor -corefile is given.
 	DefaultRendered = "/etc/Corefile"
-	// DefaultKubeDNSDir is taken for -kubednscm where it exists.
+	// DefaultKubeDNSDir is the default of -kubednscm, if it exists.
 	DefaultKubeDNSDir = "/etc/kube-dns"
 	// DefaultUpstreamSvc is the Service that __PILLAR__CLUSTER__DNS__ stands for.
 	DefaultUpstreamSvc = "kube-dns"
-	// DefaultPort is the port of stub domain blocks and of server blocks that name none.
+	// DefaultPort is the port of stub domain blocks and of server blocks without one.
 	DefaultPort = 53
-	// DefaultInterval is how often Watch looks for changes. The kubelet itself needs up to a minute
-	// to bring a ConfigMap to the node, so that less gains nothing.
+	// DefaultInterval is how often Watch looks for changes. The kubelet itself needs up to a minute to bring a
+	// ConfigMap to the node, so that a shorter interval gains nothing.
 	DefaultInterval = 10 * time.Second
 	// MaxFileSize bounds each file that is read, in bytes. It is the size limit of a ConfigMap.
 	MaxFileSize = 1 << 20
@@ -56,16 +51,15 @@ type Options struct {
 	// Conf is -conf: the Corefile, or "stdin". With a template in Base it is the file that the
 	// template is rendered to. Empty means Corefile, then the file Corefile of the working directory.
 	Conf string
-	// Corefile is -corefile, node-cache's other name for Conf; Conf wins. Leave it empty unless the
-	// flag was given.
+	// Corefile is -corefile, node-cache's other name for Conf; Conf wins. Leave it empty unless the flag was given.
 	Corefile string
-	// Base is -basecorefile, the template. Where no such file exists, Conf itself is the template
-	// and is expanded in memory only. -conf stdin leaves it aside.
+	// Base is -basecorefile, the template. If no such file exists, Conf itself is the template and is expanded in
+	// memory only. -conf stdin ignores it.
 	Base string
-	// KubeDNSDir is -kubednscm, the directory of the kube-dns ConfigMap. Empty means
-	// DefaultKubeDNSDir if that exists, else none.
+	// KubeDNSDir is -kubednscm, the directory of the kube-dns ConfigMap. Empty means DefaultKubeDNSDir if that
+	// exists, else none.
 	KubeDNSDir string
-	// LocalIPs are -localip, in the order given.
+	// LocalIPs are -localip, in the given order.
 	LocalIPs []netip.Addr
 	// Port is -dns.port; 0 means DefaultPort.
 	Port uint16
@@ -80,10 +74,10 @@ type Options struct {
 	// Stdin is read once when Conf is "stdin"; nil means os.Stdin.
 	Stdin io.Reader
 
-	// OnError is told of a state that cannot be served while an older one is, once for each distinct
-	// problem until the next recovery.
+	// OnError is called with a state that cannot be served while an older one is, once for each distinct problem
+	// until the next recovery.
 	OnError func(error)
-	// OnRecovered is told that the problems of OnError are gone.
+	// OnRecovered is called when the problems of OnError are gone.
 	OnRecovered func()
 	// OnChange is called by Watch, and only there, when the content to serve has changed.
 	//
@@ -94,10 +88,10 @@ type Options struct {
 	defaultKubeDNSDir string // seam for tests; empty means DefaultKubeDNSDir
 }
 
-// Source gives the Corefile to serve. Its methods are safe for concurrent use.
+// Source provides the Corefile to serve. Its methods are safe for concurrent use.
 type Source struct {
 	opt       Options
-	name      string // of what is served, for messages
+	name      string // of the served content, for messages
 	template  string // the file that is read; "stdin" without one
 	rendered  string // the file that is written; empty where the template is served from memory
 	stdin     bool

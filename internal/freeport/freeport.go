@@ -1,4 +1,4 @@
-// Package freeport finds ports for tests that have to name one before anybody listens there.
+// Package freeport finds ports for tests that must name a port before anything listens there.
 package freeport
 
 import (
@@ -13,12 +13,12 @@ import (
 const (
 	lowest   = 10240
 	attempts = 100
-	// rangeFile has the ports that the kernel gives to who asks for any (ip(7)).
+	// rangeFile has the range of ephemeral ports (ip(7)).
 	rangeFile = "/proc/sys/net/ipv4/ip_local_port_range"
 )
 
-// Port returns a port on which nobody listens, over UDP or TCP. It is none of those that the kernel hands out: other tests
-// and their clients have some of these at any time, and one that was free a moment ago is taken when it is wanted.
+// Port returns a port on which nothing listens, over UDP or TCP. It is outside of the ephemeral range: other tests
+// and their clients use ports of that range, and one that was free a moment ago may be taken when it is needed.
 func Port(t testing.TB) int {
 	t.Helper()
 	end := lowest
@@ -39,13 +39,13 @@ func Port(t testing.TB) int {
 	return 0
 }
 
-// Text is Port as it stands in a Corefile.
+// Text returns Port in the syntax of a Corefile.
 func Text(t testing.TB) string {
 	t.Helper()
 	return strconv.Itoa(Port(t))
 }
 
-// free reports whether both transports can be had, on any address.
+// free reports whether both transports can listen on the port, on any address.
 func free(port int) bool {
 	addr := ":" + strconv.Itoa(port)
 	l, err := net.Listen("tcp", addr)

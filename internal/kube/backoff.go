@@ -11,7 +11,8 @@ import (
 // so that the nodes of a cluster do not come back to a server in one instant.
 type backoff struct {
 	first, most time.Duration // after a failure: first, then twice the one before, up to most
-	// The least after 403, at first and at most: somebody has to grant the right first, or has decided not to.
+	// forbidden is the least pause after a 403, at first and at most: the right must be granted first, or is denied
+	// on purpose.
 	forbidden, forbiddenMost time.Duration
 }
 

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// Config says where the API server is and how this process proves to it who it is.
+// Config says where the API server is and how this process authenticates.
 type Config struct {
 	Server    string // HOST:PORT, TLS
 	TokenFile string // bearer token of a service account; the kubelet replaces it long before it expires
@@ -30,9 +30,9 @@ const serviceAccountDir = "/var/run/secrets/kubernetes.io/serviceaccount/"
 // ErrNotInCluster says that nothing in the environment names an API server.
 var ErrNotInCluster = errors.New("KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set, as they are in a pod")
 
-// InCluster is the Config of a process in a pod. The kubelet sets KUBERNETES_SERVICE_HOST and
-// KUBERNETES_SERVICE_PORT; where the Service cannot be reached from the node's network, as in clusters
-// without kube-proxy, the pod's manifest sets them to the address of the API server itself.
+// InCluster returns the Config of a process in a pod. The kubelet sets KUBERNETES_SERVICE_HOST and
+// KUBERNETES_SERVICE_PORT. If the Service cannot be reached from the node's network, as in clusters without
+// kube-proxy, the pod's manifest sets them to the address of the API server itself.
 func InCluster(getenv func(string) string) (Config, error) {
 	host, port := getenv("KUBERNETES_SERVICE_HOST"), getenv("KUBERNETES_SERVICE_PORT")
 	if host == "" || port == "" {
@@ -50,11 +50,11 @@ type timing struct {
 	dial   time.Duration // connect, and then again for TLS
 	header time.Duration // until the answer begins
 	list   time.Duration // a whole list
-	// Of a connection without traffic: when it is tried, and how long that may take. A server, or a
-	// proxy in front of it, that is gone without a word is noticed after the two together.
+	// idle is the time without traffic after which a connection is tested, and ping how long that may take. A server
+	// or proxy that vanished is noticed after the sum of both.
 	idle, ping time.Duration
 	watch      time.Duration // the least time that a watch is asked for; the most is twice as long
-	watchGrace time.Duration // how much longer than asked for a watch may last
+	watchGrace time.Duration // how much longer than requested a watch may last
 	backoff
 }
 
@@ -109,7 +109,7 @@ func readSecret(path string) ([]byte, error) {
 	return b, err
 }
 
-// credentialsError is what kept a file of the service account from being used.
+// credentialsError reports that a file of the service account could not be used.
 type credentialsError struct{ err error }
 
 func (e *credentialsError) Error() string {
@@ -138,7 +138,7 @@ func (c *Client) trusting() (*http.Transport, error) {
 	}
 	c.ca = ca
 	c.transport = &http.Transport{
-		// No proxy: the API server is a neighbour, and a token is not for anybody in between.
+		// No proxy: the API server is near, and the token must not reach a third party.
 		DialContext: (&net.Dialer{
 			Timeout:         c.time.dial,
 			KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: c.time.idle, Interval: c.time.ping / 2, Count: 2},
@@ -172,8 +172,8 @@ func (c *Client) get(ctx context.Context, verb string, res resource, query url.V
 	return resp.Body, nil
 }
 
-// send carries one request as this pod, whose token and certificate authority are read anew, with a JSON body where
-// there is one. verb is Kubernetes' word for it, for errors. The caller closes the answer's body.
+// send sends one request as this pod, whose token and certificate authority are read again, with a JSON body if there
+// is one. verb is Kubernetes' word for the request, for errors. The caller closes the body of the response.
 func (c *Client) send(ctx context.Context, method, verb string, res resource, query url.Values, body []byte) (*http.Response, error) {
 	transport, err := c.trusting()
 	if err != nil {

@@ -40,8 +40,8 @@ func isLabel(s string) bool {
 	return true
 }
 
-// MaxEndpoints is how many endpoints of each address family and transport are used. Packet rules are one for
-// each, and a node needs a few that live, not all of the hundreds that a large cluster has.
+// MaxEndpoints is how many endpoints of each address family and transport are used. Each needs a packet rule, and a
+// node needs only some live ones, not the hundreds of a large cluster.
 const MaxEndpoints = 16
 
 const (
@@ -54,8 +54,8 @@ const (
 // Endpoints are the DNS servers behind a Service, sorted.
 type Endpoints struct {
 	UDP, TCP []netip.AddrPort
-	// Kept tells that of some address family the Service has no endpoint that serves, so that the last ones
-	// that did are still in here.
+	// Kept is true if the Service has no serving endpoint of some address family, so that the last ones that did
+	// serve are still included.
 	Kept bool
 }
 
@@ -65,11 +65,11 @@ func (e Endpoints) equal(o Endpoints) bool {
 
 // EndpointWatch follows the EndpointSlices of one Service.
 //
-// An endpoint that is ready is used. Where an address family has none, those that still serve while they
-// terminate are, as kube-proxy does it. Where it has none of these either, the last ones that it had stay:
-// readiness is lost for moments, of all replicas at once when the API server is slow, and then the answer is
-// still there. A query for which the Service has no endpoint is lost with a target that is dead, and without
-// any; only the target can come back. The same holds for a Service that is deleted, or scaled to nothing.
+// Ready endpoints are used. If an address family has none, endpoints that still serve while they terminate are used,
+// as kube-proxy does. If there are none of these either, the last ones stay: readiness is often lost only for
+// moments, for all replicas at once when the API server is slow, and the servers still answer. Without any endpoint a
+// query is lost anyway; keeping dead ones costs nothing, and they may come back. The same holds for a Service that is
+// deleted or scaled to zero.
 type EndpointWatch struct {
 	service Service
 	seed    string
@@ -81,8 +81,8 @@ type EndpointWatch struct {
 	now   Endpoints
 }
 
-// WatchEndpoints returns a watch of the endpoints of s, which has asked nothing yet. Where there are more than
-// MaxEndpoints, seed, the name of the node, decides which are taken, so that nodes spread over all.
+// WatchEndpoints returns a watch of the endpoints of s, which has not asked anything yet. If there are more than
+// MaxEndpoints, seed, the name of the node, decides which are used, so that nodes spread over all.
 func (c *Client) WatchEndpoints(s Service, seed string, log Logger) *EndpointWatch {
 	w := &EndpointWatch{service: s, seed: seed, changed: make(chan struct{}, 1)}
 	w.reflect = &reflector[slice]{
@@ -97,13 +97,14 @@ func (c *Client) WatchEndpoints(s Service, seed string, log Logger) *EndpointWat
 	return w
 }
 
-// Run watches until ctx ends. It is to be called once.
+// Run watches until ctx ends. Call it once.
 func (w *EndpointWatch) Run(ctx context.Context) { w.reflect.run(ctx) }
 
-// Service is what is watched.
+// Service returns the watched Service.
 func (w *EndpointWatch) Service() Service { return w.service }
 
-// Changed has a value when Endpoints has changed since the last one was taken. Many changes can be one value.
+// Changed returns a channel that has a value when Endpoints changed since the last value was taken. Several changes
+// can be one value.
 func (w *EndpointWatch) Changed() <-chan struct{} { return w.changed }
 
 // Endpoints are those known now; known is false until the API server has answered, and has named at least one
@@ -114,7 +115,7 @@ func (w *EndpointWatch) Endpoints() (e Endpoints, known bool) {
 	return Endpoints{slices.Clone(w.now.UDP), slices.Clone(w.now.TCP), w.now.Kept}, w.known
 }
 
-// State is how the watch stands.
+// State returns the state of the watch.
 func (w *EndpointWatch) State() State { return w.reflect.State() }
 
 func (w *EndpointWatch) take(all map[string]slice) {
@@ -132,7 +133,7 @@ func (w *EndpointWatch) take(all map[string]slice) {
 	}
 }
 
-// slice is what is kept of an EndpointSlice.
+// slice is the kept part of an EndpointSlice.
 type slice struct {
 	udp, tcp  uint16 // ports; 0 for none
 	endpoints []endpoint
@@ -188,8 +189,8 @@ func decodeSlice(raw []byte) (objectMeta, slice, error) {
 		if err != nil || !usable(addr) {
 			continue
 		}
-		// discovery/v1 EndpointConditions: ready that is not there means true, serving means what ready does,
-		// terminating means false.
+		// discovery/v1 EndpointConditions: a missing ready means true, a missing serving means the value of ready, a
+		// missing terminating means false.
 		c := ep.Conditions
 		ready := c.Ready == nil || *c.Ready
 		serving := ready
@@ -204,14 +205,14 @@ func decodeSlice(raw []byte) (objectMeta, slice, error) {
 	return a.Metadata, s, nil
 }
 
-// usable leaves out what no packet from a pod can be sent on to.
+// usable reports whether packets from pods can be forwarded to a.
 func usable(a netip.Addr) bool {
 	return !a.Is4In6() && a.Zone() == "" && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.IsLinkLocalUnicast()
 }
 
-// dnsPorts finds the ports of DNS: those named dns (UDP) and dns-tcp (TCP), as in every manifest of kube-dns,
-// else the only one of the transport, else the one over TCP that has the number of the one over UDP. Charts
-// have other names, and metrics over TCP beside them.
+// dnsPorts returns the ports of DNS: those named dns (UDP) and dns-tcp (TCP), as in every manifest of kube-dns, else
+// the only one of the transport, else the TCP port with the number of the UDP port. Charts use other names, and have
+// TCP ports for metrics.
 func dnsPorts(ports []slicePort) (udp, tcp uint16) {
 	find := func(protocol, name string, number uint16) uint16 {
 		var all []uint16
@@ -280,8 +281,8 @@ func resolve(all map[string]slice, last Endpoints, seed string) Endpoints {
 	return e
 }
 
-// few sorts servers, takes each once, and MaxEndpoints of them at most: those with the smallest hash of node
-// and address, so that nodes spread, and a change of one endpoint is a change of at most one here.
+// few sorts and deduplicates servers, and returns at most MaxEndpoints of them: those with the smallest hash of node
+// and address, so that nodes spread, and a change of one endpoint changes at most one here.
 func few(servers []netip.AddrPort, seed string) []netip.AddrPort {
 	slices.SortFunc(servers, netip.AddrPort.Compare)
 	servers = slices.Compact(servers)

@@ -11,25 +11,25 @@ import (
 	"time"
 )
 
-// maxPods bounds the pods kept of one node. The kubelet's default is 110, its documented limit for large
-// clusters as well; ten times that is a node nobody has.
+// maxPods bounds the pods of one node that are kept. The kubelet's default is 110, also its documented limit for
+// large clusters; no node has ten times that.
 const maxPods = 2048
 
-// Pod is what is kept of a pod.
+// Pod is the kept part of a pod.
 type Pod struct {
 	Namespace, Name string
 	UID             string // a name or an address can come back with another pod, a UID cannot
-	// Workload is what the pod was made for, such as Deployment web; a pod of its own has the zero value.
+	// Workload is the pod's owner, such as Deployment web; a pod without one has the zero value.
 	Workload Workload
-	// IPs are the pod's addresses, one of each family; none before it has one and after it has ended, when
-	// another pod may have them. With HostNetwork they are the node's.
+	// IPs are the pod's addresses, one of each family; empty before it has one and after it has ended, when another
+	// pod may have them. With HostNetwork they are the node's.
 	IPs         []netip.Addr
 	HostNetwork bool
-	// Started is when the kubelet took the pod in, by the node's clock, in whole seconds; zero before.
+	// Started is when the kubelet accepted the pod, by the node's clock, in whole seconds; zero before.
 	Started time.Time
 }
 
-// Workload names the object that makes pods.
+// Workload names the object that creates pods.
 type Workload struct{ Kind, Name string }
 
 // PodWatch follows the pods of one node.
@@ -54,10 +54,11 @@ func (c *Client) WatchPods(node string, log Logger) *PodWatch {
 	return w
 }
 
-// Run watches until ctx ends. It is to be called once.
+// Run watches until ctx ends. Call it once.
 func (w *PodWatch) Run(ctx context.Context) { w.reflect.run(ctx) }
 
-// Changed has a value when Pods has changed since the last one was taken. Many changes can be one value.
+// Changed returns a channel that has a value when Pods changed since the last value was taken. Several changes can be
+// one value.
 func (w *PodWatch) Changed() <-chan struct{} { return w.changed }
 
 // Pods are the pods known now, by namespace and name; known is false until the API server has answered. The
@@ -70,7 +71,7 @@ func (w *PodWatch) Pods() (pods []Pod, known bool) {
 	return *p, true
 }
 
-// State is how the watch stands.
+// State returns the state of the watch.
 func (w *PodWatch) State() State { return w.reflect.State() }
 
 func (w *PodWatch) take(all map[string]Pod) {
@@ -82,7 +83,7 @@ func (w *PodWatch) take(all map[string]Pod) {
 		return cmp.Or(strings.Compare(a.Namespace, b.Namespace), strings.Compare(a.Name, b.Name))
 	})
 	if was := w.now.Load(); was != nil && slices.EqualFunc(*was, pods, Pod.equal) {
-		return // most changes of a pod are none of these
+		return // most changes of a pod affect none of these
 	}
 	w.now.Store(&pods)
 	select {
@@ -111,7 +112,7 @@ type apiPod struct {
 	} `json:"status"`
 }
 
-// maxPodIPs is more than the two that Kubernetes gives a pod.
+// maxPodIPs is more than the two addresses that Kubernetes gives a pod.
 const maxPodIPs = 4
 
 // decodePod is decode of a reflector.
@@ -135,14 +136,14 @@ func decodePod(raw []byte) (objectMeta, Pod, error) {
 	return objectMeta{Namespace: m.Namespace, Name: m.Name, ResourceVersion: m.ResourceVersion}, p, nil
 }
 
-// The longest kind and name that an object of Kubernetes itself can have (RFC 1035 labels, RFC 1123 subdomains).
+// The longest kind and name that an object of Kubernetes can have (RFC 1035 labels, RFC 1123 subdomains).
 const (
 	maxKind = 63
 	maxName = 253
 )
 
-// workloadOf names the controller of a pod, if it has a name that an object can have: the API server takes any text of
-// any length here from whoever may make pods, and it would be kept for each and shown in terminals.
+// workloadOf returns the controller of a pod, if its name is valid: the API server accepts any text of any length
+// here from users who may create pods, and it would be kept for each pod and shown in terminals.
 func workloadOf(m objectMeta) Workload {
 	w := ownerOf(m)
 	odd := func(r rune) bool { return r <= ' ' || r > '~' }
@@ -152,8 +153,8 @@ func workloadOf(m objectMeta) Workload {
 	return Workload{strings.Clone(w.Kind), strings.Clone(w.Name)}
 }
 
-// ownerOf is what a pod says of its controller. That of a Deployment is a ReplicaSet, whose name is the
-// Deployment's and the hash that is also a label of the pod.
+// ownerOf returns the pod's statement about its controller. The controller of a Deployment's pod is a ReplicaSet,
+// whose name is the Deployment's plus a hash that is also a label of the pod.
 func ownerOf(m objectMeta) Workload {
 	for _, o := range m.OwnerReferences {
 		if o.Controller == nil || !*o.Controller {

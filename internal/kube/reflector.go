@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// State is how a watch stands.
+// State is the state of a watch.
 type State struct {
 	Synced    bool      // the API server has answered with a whole list at least once
 	Connected bool      // the server sends changes at this moment
@@ -26,11 +26,11 @@ type State struct {
 	Forbidden bool      // LastError is that of a right that is missing
 }
 
-// reflector keeps a map of records, one for each object of a resource, true to what the API server has.
+// reflector keeps a map of records, one for each object of a resource, equal to the API server's.
 //
-// It lists once and then watches from the list's version on. A stream that ends or breaks is taken up
-// where it was: only a version that the server cannot go on from costs another list, and so does an
-// answer that makes no sense. What is known stays as it is until a newer answer is there as a whole.
+// It lists once and then watches from the list's version on. A stream that ends or breaks is resumed: only a version
+// that the server cannot continue from, or a response that makes no sense, costs another list. Known records stay
+// until a newer response is complete.
 type reflector[R any] struct {
 	client *Client
 	log    Logger
@@ -67,7 +67,7 @@ func (r *reflector[R]) update(f func(*State)) {
 	f(&r.state)
 }
 
-// lasting is how long a watch must have lasted, without anything to say, to count as one that works.
+// lasting is how long a silent watch must have lasted to count as one that works.
 const lasting = 10 * time.Second
 
 // run lists and watches until ctx ends.
@@ -106,8 +106,8 @@ func (r *reflector[R]) turn(ctx context.Context) error {
 	return r.watch(ctx)
 }
 
-// failed notes err and logs it where it is of another kind than the one before. The words of an error differ
-// from time to time, by a port for instance, and are not compared.
+// failed records err and logs it if it is of another kind than the previous one. The texts of errors are not
+// compared, because they differ in details such as a port.
 func (r *reflector[R]) failed(err error) {
 	if err == nil {
 		return // a watch that the server ended at once; the backoff does the rest
@@ -148,17 +148,17 @@ func (r *reflector[R]) answered() {
 	})
 }
 
-// maxSeen is how many times the objects that are kept a list may have.
+// maxSeen is the most objects in a list, as a multiple of those that are kept.
 const maxSeen = 16
 
-// page is how many objects a page of a list should have.
+// page is the requested number of objects in a page of a list.
 const page = 500
 
-// list replaces the records by what the server has.
+// list replaces the records by the server's objects.
 //
-// The first list takes what the server has at hand, which may be a little old, because all nodes of a
-// cluster may ask at once. A later one must not be older than what is known already. Only where the
-// server cannot say so is the newest version asked for, which costs it a read in etcd.
+// The first list accepts cached data of the server, which may be slightly old, because all nodes of a cluster may ask
+// at once. A later one must not be older than what is known. The newest version, which costs the server a read in
+// etcd, is requested only if the server cannot guarantee that.
 func (r *reflector[R]) list(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, r.client.time.list)
 	defer cancel()
@@ -238,10 +238,10 @@ func (r *reflector[R]) selectors() url.Values {
 	return q
 }
 
-// watch takes up changes until the stream ends. nil is an end that the server makes in good order.
+// watch follows changes until the stream ends. It returns nil for a regular end by the server.
 func (r *reflector[R]) watch(ctx context.Context) error {
-	// Each watch ends by itself, so that the nodes spread over the API servers again after one was away, and
-	// so that a connection that is dead in a way that nobody notices is not kept for ever.
+	// Each watch has a limited length, so that the nodes spread over the API servers again after one was away, and so
+	// that a connection that is dead without notice does not stay for ever.
 	length := r.client.time.watch + rand.N(r.client.time.watch)
 	ctx, cancel := context.WithTimeout(ctx, length+r.client.time.watchGrace)
 	defer cancel()
@@ -276,14 +276,14 @@ func (r *reflector[R]) watch(ctx context.Context) error {
 		case time.Since(began) >= min(lasting, length/2):
 			r.heard = true
 		}
-		if err == io.EOF { //nolint:errorlint // the very value: the end that the server makes
+		if err == io.EOF { // exactly io.EOF: the server ended the stream
 			return nil
 		}
 		return r.ended(fmt.Errorf("watch %s: %w", r.res, err))
 	}
 }
 
-// ended decides what becomes of the version after a watch ended with err.
+// ended decides what to do with the version after a watch ended with err.
 func (r *reflector[R]) ended(err error) error {
 	var s *StatusError
 	if errors.As(err, &s) && s.stale() || errors.Is(err, errNotAPI) || errors.Is(err, errTooLarge) {

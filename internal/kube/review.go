@@ -9,8 +9,8 @@ import (
 	"net/http"
 )
 
-// User is whom the API server takes the bearer of a token for (authentication.k8s.io/v1 UserInfo). It is handed
-// back to the API server as it came.
+// User is the identity of the bearer of a token according to the API server (authentication.k8s.io/v1 UserInfo). It
+// is sent back to the API server unchanged.
 type User struct {
 	Name   string
 	UID    string
@@ -18,8 +18,8 @@ type User struct {
 	Extra  map[string][]string
 }
 
-// Attributes are what somebody wants to do with a resource of a cluster (authorization.k8s.io/v1 ResourceAttributes).
-// The resource need not exist: RBAC compares words.
+// Attributes describe an action on a resource of a cluster (authorization.k8s.io/v1 ResourceAttributes). The resource
+// need not exist: RBAC compares words.
 type Attributes struct{ Verb, Group, Version, Resource string }
 
 const (
@@ -59,9 +59,9 @@ func (e reviewError) Unwrap() []error {
 	return []error{e.StatusError}
 }
 
-// ReviewToken asks the API server whose token it is; known is false where it is nobody's, or no longer. No
-// audience is asked for, so the token has to be one for the API server itself. Neither the token nor what the
-// server says of it is in an error.
+// ReviewToken asks the API server for the user of a token; known is false if the token belongs to no user, or has
+// expired. No audience is requested, so the token must be one for the API server itself. Errors contain neither the
+// token nor what the server says about it.
 func (c *Client) ReviewToken(ctx context.Context, token string) (user User, known bool, err error) {
 	if token == "" || len(token) > maxToken {
 		return User{}, false, nil
@@ -107,7 +107,7 @@ func decodeTokenReview(body []byte) (User, bool, error) {
 		return User{}, false, fmt.Errorf("create %s: the API server's answer is no TokenReview", tokenReviews)
 	}
 	u := r.Status.User
-	// Somebody without a name is nobody: the rules of authorization would be asked about an empty word.
+	// A user without a name is not accepted: authorization would be asked about an empty word.
 	if !r.Status.Authenticated || u.Username == "" {
 		return User{}, false, nil
 	}
@@ -152,7 +152,7 @@ func (c *Client) review(ctx context.Context, res resource, object any) ([]byte, 
 	return body, nil
 }
 
-// Check tells whether the files that prove who this process is can be read now.
+// Check returns an error unless the files that authenticate this process can be read now.
 func (c Config) Check() error {
 	for _, path := range []string{c.TokenFile, c.CAFile} {
 		if _, err := readSecret(path); err != nil {

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// resource names what is asked for.
+// resource names the requested resource.
 type resource struct {
 	group, version, name string
 	namespace            string // "" for all of the cluster
@@ -28,7 +28,8 @@ func (r resource) path() string {
 	return p + "/" + r.name
 }
 
-// String names r as RBAC and kubectl do, such as "endpointslices.discovery.k8s.io in namespace kube-system".
+// String returns r in the form of RBAC and kubectl, such as "endpointslices.discovery.k8s.io in namespace
+// kube-system".
 func (r resource) String() string {
 	s := r.name
 	if r.group != "" {
@@ -40,7 +41,7 @@ func (r resource) String() string {
 	return s
 }
 
-// rights says in words what would allow list and watch of r.
+// rights describes the right that allows list and watch of r.
 func (r resource) rights() string {
 	kind := "a Role and a RoleBinding in namespace " + r.namespace
 	if r.namespace == "" {
@@ -49,7 +50,7 @@ func (r resource) rights() string {
 	return fmt.Sprintf("%s must allow the pod's service account verbs [list, watch] on resources [%s] of apiGroups [%q]", kind, r.name, r.group)
 }
 
-// StatusError is an answer of the API server that says why it does not give what was asked for.
+// StatusError is a response of the API server that says why it refuses a request.
 type StatusError struct {
 	Verb string // list or watch
 	Code int    // HTTP status
@@ -75,8 +76,8 @@ func (e *StatusError) Error() string {
 	return s
 }
 
-// stale tells that the version from which a list or watch was asked for is none that the server can give:
-// it is too old (410), or it is not known yet, as after a restore of etcd.
+// stale reports that the server cannot list or watch from the requested version: it is too old (410), or not known
+// yet, as after a restore of etcd.
 func (e *StatusError) stale() bool { return e.Code == http.StatusGone || e.tooLarge }
 
 // apiStatus is meta/v1 Status, as far as it is read.
@@ -95,9 +96,9 @@ type apiStatus struct {
 const (
 	// maxStatus bounds how much of an error's body is read, in octets.
 	maxStatus = 64 << 10
-	// maxMessage bounds what of it is shown.
+	// maxMessage bounds how much of it is shown.
 	maxMessage = 512
-	// maxRetryAfter bounds what a server may ask for: a mistake there must not switch the watch off.
+	// maxRetryAfter bounds the pause that a server may ask for: a mistake there must not switch the watch off.
 	maxRetryAfter = 5 * time.Minute
 )
 
@@ -113,7 +114,7 @@ func (s apiStatus) err(verb string, res resource) *StatusError {
 	return e
 }
 
-// readStatus makes an error of an answer that is not 200. What is no Status, as from a proxy, is left out.
+// readStatus returns the error of a response that is not 200. A body that is no Status, as from a proxy, is ignored.
 func readStatus(resp *http.Response, verb string, res resource) *StatusError {
 	var s apiStatus
 	if body, err := io.ReadAll(io.LimitReader(resp.Body, maxStatus)); err == nil {
@@ -134,7 +135,7 @@ func seconds(n int) time.Duration {
 	return time.Duration(max(0, min(n, int(maxRetryAfter/time.Second)))) * time.Second
 }
 
-// printable makes words of the server fit for one line of a log.
+// printable makes text of the server fit for one line of a log.
 func printable(s string) string {
 	if len(s) > maxMessage {
 		s = s[:maxMessage] + "…"

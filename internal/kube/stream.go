@@ -8,14 +8,14 @@ import (
 )
 
 const (
-	// maxObject bounds one object of a list or watch, in octets of JSON. etcd takes no more than 1.5 MiB in
-	// its own, denser form (--max-request-bytes).
+	// maxObject bounds one object of a list or watch, in octets of JSON. etcd accepts at most 1.5 MiB in its own,
+	// denser form (--max-request-bytes).
 	maxObject = 4 << 20
 	// maxList bounds one page of a list.
 	maxList = 64 << 20
 )
 
-// errTooLarge says that an answer has more octets than anything that was asked for can have.
+// errTooLarge reports that a response has more octets than any requested data can have.
 var errTooLarge = errors.New("the API server sent more than an answer can have")
 
 // errNotAPI says that an answer is no JSON, or not that of a list or watch.
@@ -25,8 +25,7 @@ func notAPI(format string, v ...any) error {
 	return fmt.Errorf("%w: %w", errNotAPI, fmt.Errorf(format, v...))
 }
 
-// broken gives an error of a decoder its meaning: a stream that ends or breaks is one thing, one that holds
-// something else another.
+// broken interprets an error of a decoder: a stream that ends or breaks differs from one with unexpected content.
 func broken(err error) error {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
@@ -36,14 +35,14 @@ func broken(err error) error {
 	case errors.Is(err, io.EOF):
 		return io.ErrUnexpectedEOF
 	case errors.As(err, &kind):
-		return notAPI("%s in place of %s", kind.Value, kind.Field) // its own words speak of Go's types
+		return notAPI("%s in place of %s", kind.Value, kind.Field) // the original text names Go types
 	case errors.As(err, &syntax):
 		return notAPI("%w", err)
 	}
 	return err
 }
 
-// meter bounds what is read between two calls of next, and in all where total is not 0.
+// meter bounds what is read between two calls of next, and in total if total is not 0.
 type meter struct {
 	r     io.Reader
 	left  int64
@@ -52,7 +51,7 @@ type meter struct {
 
 func newMeter(r io.Reader, total int64) *meter { return &meter{r: r, left: maxObject, total: total} }
 
-// next begins another object. What the decoder has read ahead counts for the one before.
+// next begins another object. What the decoder has read ahead counts for the previous one.
 func (m *meter) next() { m.left = maxObject }
 
 func (m *meter) Read(p []byte) (int, error) {
@@ -97,8 +96,8 @@ type listMeta struct {
 	Continue        string `json:"continue"`
 }
 
-// readList reads one page of a list and gives each object to each, which must not keep it. Objects are
-// decoded one at a time: a list is never in memory as a whole.
+// readList reads one page of a list and passes each object to each, which must not keep it. Objects are decoded one
+// at a time: a list is never completely in memory.
 func readList(r io.Reader, each func(object json.RawMessage) error) (listMeta, error) {
 	var meta listMeta
 	m := newMeter(r, maxList)
@@ -134,7 +133,7 @@ func readList(r io.Reader, each func(object json.RawMessage) error) (listMeta, e
 	return meta, nil
 }
 
-// readItems reads the array of a list; null is one without objects.
+// readItems reads the array of a list; null is an empty one.
 func readItems(dec *json.Decoder, m *meter, each func(json.RawMessage) error) error {
 	open, err := dec.Token()
 	if err != nil {
@@ -180,7 +179,7 @@ const (
 	eventError    = "ERROR"    // the object is a Status
 )
 
-// watchEvent is one event. Object is that of the reader, and good until the next event is read.
+// watchEvent is one event. Object belongs to the reader and is valid until the next event is read.
 type watchEvent struct {
 	Type   string          `json:"type"`
 	Object json.RawMessage `json:"object"`
@@ -198,13 +197,13 @@ func newEvents(r io.Reader) *events {
 	return &events{m: m, dec: json.NewDecoder(m)}
 }
 
-// next reads an event. io.EOF is an end between two events, as the server makes it when the time is up.
+// next reads an event. io.EOF is an end between two events, as the server makes it when the time is over.
 func (e *events) next() (*watchEvent, error) {
 	e.m.next()
 	e.ev.Type, e.ev.Object = "", e.ev.Object[:0]
 	err := e.dec.Decode(&e.ev)
 	switch {
-	case err == io.EOF: //nolint:errorlint // the very value: one that is wrapped comes from the connection
+	case err == io.EOF: // exactly io.EOF: a wrapped one comes from the connection
 		return nil, io.EOF
 	case err != nil:
 		return nil, broken(err)

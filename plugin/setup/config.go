@@ -18,8 +18,8 @@ const (
 	DefaultNodeCacheInterface = "nodelocaldns"
 )
 
-// Flags are the command line's share of the Spec, in node-cache's terms. A nil pointer is a flag that
-// was not given, which matters where a directive may say something else.
+// Flags are the flags that affect the Spec, in node-cache's terms. A nil pointer is a flag that was not given, which
+// matters if a directive sets the same.
 type Flags struct {
 	LocalIPs       []netip.Addr
 	Interface      *string
@@ -38,8 +38,8 @@ type Config struct {
 	Addresses []netip.Addr
 	Notrack   nodenet.Choice
 	Fallback  []netip.AddrPort
-	// Follow is the Service whose endpoints are the fallback. Those of Fallback are, until the API server
-	// has named one.
+	// Follow is the Service whose endpoints are the fallback. The servers of Fallback are used until the API server
+	// has named an endpoint.
 	Follow kube.Service
 	Check  time.Duration
 	OnExit nodenet.ExitPolicy
@@ -50,9 +50,8 @@ func (c *Config) hasFallback() bool { return len(c.Fallback) > 0 || c.Follow != 
 // errNothing says that neither flags nor Corefile ask for the node's network to be set up.
 var errNothing = errors.New("nothing to set up")
 
-// specOf fills the one Spec from the flags, the directive (nil without one) and what the Corefile says
-// elsewhere. The directive wins over the flags, because it is the more particular of the two, but for
-// -skipteardown, which an operator gives to override.
+// specOf makes the Spec from the flags, the directive (nil without one) and the rest of the Corefile. The directive
+// wins over the flags, because it is more specific, except for -skipteardown, which an operator gives to override it.
 func specOf(f Flags, c *Config, listen listening, linkOf func(netip.Addr) string) (nodenet.Spec, error) {
 	if c == nil && len(f.LocalIPs) == 0 {
 		return nodenet.Spec{}, errNothing

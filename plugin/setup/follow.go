@@ -13,18 +13,18 @@ import (
 )
 
 const (
-	// settleTime is how long changes are gathered before they become rules: EndpointSlices of one rollout
-	// change one after the other.
+	// settleTime is how long changes are collected before they become rules: the EndpointSlices of one rollout change
+	// one after the other.
 	settleTime = 100 * time.Millisecond
-	// followGap is the least time between two changes of the rules, however many there are of the endpoints.
-	// Together with settleTime it leaves most of a second for the change itself.
+	// followGap is the least time between two changes of the rules, however often the endpoints change. Together with
+	// settleTime it leaves most of a second for the change itself.
 	followGap = 400 * time.Millisecond
 	// followRetry is the pause after a change that did not come to its turn.
 	followRetry = time.Second
 )
 
-// follower keeps the fallback what the endpoints of a Service are. The Corefile that is in force says which
-// one; its watch outlives a reload that names the same.
+// follower makes the fallback follow the endpoints of a Service. The Corefile in force names it; its watch survives a
+// reload that names the same Service.
 type follower struct {
 	log     rule.Logger
 	cluster func() (kube.Config, error)
@@ -33,7 +33,7 @@ type follower struct {
 	wake    chan struct{} // capacity 1: a Commit has been made
 
 	mu     sync.Mutex
-	wanted kube.Service // of what is in force; the zero value for none
+	wanted kube.Service // of the state in force; the zero value for none
 	watch  *kube.EndpointWatch
 }
 
@@ -47,7 +47,7 @@ func newFollower(n *Node) *follower {
 	}
 }
 
-// want says which Service what is in force follows, and that rules were made from its Spec.
+// want sets the Service to follow, and that rules were made from its Spec.
 func (f *follower) want(s kube.Service) {
 	f.mu.Lock()
 	f.wanted = s
@@ -114,7 +114,7 @@ func (f *follower) run(ctx context.Context) {
 	}
 }
 
-// pause waits, and tells whether ctx lasts.
+// pause waits, and returns false if ctx ended.
 func pause(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -152,7 +152,7 @@ func (f *follower) start(ctx context.Context, s kube.Service) (stop func(), chan
 		return func() {}, nil
 	}
 	f.log.Infof("the fallback follows the endpoints of %s; until the API server at %s has answered, %s", s, cfg.Server, servers)
-	// In the network of the host the host's name is the node's, or near enough to tell nodes apart.
+	// In the host's network the host's name is the node's, or close enough to distinguish nodes.
 	seed, err := os.Hostname()
 	if err != nil {
 		f.log.Warningf("all nodes take the same endpoints: %v", err)
@@ -170,7 +170,7 @@ func (f *follower) start(ctx context.Context, s kube.Service) (stop func(), chan
 	}, w.Changed()
 }
 
-// push makes what is known the fallback, and tells whether there was anything to do.
+// push makes the known endpoints the fallback, and reports whether there was anything to do.
 func (f *follower) push(ctx context.Context) (did bool, err error) {
 	f.mu.Lock()
 	w, wanted := f.watch, f.wanted

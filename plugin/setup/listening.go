@@ -15,16 +15,16 @@ import (
 	"github.com/coredns/coredns/plugin/pkg/transport"
 )
 
-// listening is what a Corefile says, outside the setup directive, about the sockets that will be open.
-// It is read from the Corefile's text because the rules must be planned before any other directive
-// of it has been executed, and because a start by flags has no directive of ours in it.
+// listening holds what a Corefile says, outside the setup directive, about the sockets that will be open. It is read
+// from the Corefile's text because the rules must be planned before any other directive is executed, and because a
+// start by flags has no setup directive.
 type listening struct {
 	bound    []netip.Addr     // addresses that DNS blocks on the port are bound to
 	wildcard bool             // a DNS block on the port is bound to the unspecified address
 	health   []netip.AddrPort // where the health endpoint listens; unspecified for all addresses
 }
 
-// defaultHealth is CoreDNS's address of a health directive without one (plugin/health).
+// defaultHealth is the default address of CoreDNS's health directive (plugin/health).
 const defaultHealth = ":8080"
 
 // readListening reads the blocks of in that serve plain DNS on port.
@@ -47,8 +47,8 @@ func readListening(in caddy.Input, port uint16) (listening, error) {
 				l.addBind(arg)
 			}
 			for d.NextBlock() {
-				// The block of bind holds exceptions by interface or address: what is excepted is bound
-				// nowhere, and naming it here twice would do no harm.
+				// The block of bind holds exceptions by interface or address. They are not bound, and listing them
+				// here does no harm.
 				d.RemainingArgs()
 			}
 		}
@@ -70,7 +70,7 @@ func readListening(in caddy.Input, port uint16) (listening, error) {
 	return l, nil
 }
 
-// servesDNS tells whether one of a block's keys is a zone served over plain DNS on port.
+// servesDNS reports whether one of a block's keys is a zone served over plain DNS on port.
 func servesDNS(keys []string, port uint16) bool {
 	for _, k := range keys {
 		trans, rest := parse.Transport(k)
@@ -135,7 +135,7 @@ func literal(host string) (netip.Addr, bool) {
 	return a, err == nil
 }
 
-// linkOf returns the name of the interface that carries a, or "" where none does.
+// linkOf returns the name of the interface that carries a; "" if there is none.
 func linkOf(a netip.Addr) string {
 	ifis, err := net.Interfaces()
 	if err != nil {

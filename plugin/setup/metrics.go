@@ -94,13 +94,13 @@ func (c collector) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// collectFollow exports how it stands with the Service that the fallback follows, where there is one.
+// collectFollow exports the state of the Service that the fallback follows, if there is one.
 func (c collector) collectFollow(ch chan<- prometheus.Metric) {
 	service, watch := c.node.follow.current()
 	if service == (kube.Service{}) {
 		return
 	}
-	// Without a watch, outside of a cluster, all of it is 0: something is asked for that is not there.
+	// Without a watch, outside of a cluster, all values are 0: the configured Service cannot be asked for.
 	var connected, kept, synced, failures float64
 	if watch != nil {
 		s := watch.State()

@@ -28,9 +28,9 @@ const directive = "setup"
 // lock, so that the lock's own message is the one that is seen.
 const stepTimeout = 20 * time.Second
 
-// Node ties the node's network to the life of the DNS server. The network belongs to the process, not
-// to an instance of the server: a reload prepares the new wishes beside what is in force, and only a
-// successful one replaces it.
+// Node ties the node's network to the life of the DNS server. The network belongs to the process and not to an
+// instance of the server: a reload prepares the new state beside the one in force, and only a successful reload
+// replaces it.
 type Node struct {
 	flags  Flags
 	log    rule.Logger
@@ -50,7 +50,7 @@ type Node struct {
 	configErrors atomic.Uint64
 }
 
-// New returns a Node for the given flags. Nothing is touched before a Corefile is started.
+// New returns a Node for the given flags. It changes nothing before a Corefile is started.
 func New(f Flags) (*Node, error) {
 	log := clog.NewWithPlugin(directive)
 	k, err := nodenet.NewKeeper(nodenet.KeeperConfig{Log: log})
@@ -63,8 +63,8 @@ func New(f Flags) (*Node, error) {
 	return n, nil
 }
 
-// Register makes the directive known to CoreDNS and hooks n into each start and reload. CoreDNS keeps
-// both in registries of the process: it may be called once.
+// Register registers the directive with CoreDNS and hooks n into each start and reload. CoreDNS keeps both in
+// registries of the process: call it once.
 func (n *Node) Register() {
 	plugin.Register(directive, n.setup)
 	caddy.RegisterParsingCallback("dns", directive, n.prepare)
@@ -86,8 +86,8 @@ func (n *Node) setup(c *caddy.Controller) error {
 	return nil
 }
 
-// prepare runs once a start or reload, after the setup directives of all blocks and before any other
-// directive: bind may name our interface, and health may listen on our address.
+// prepare runs once for a start or reload, after the setup directives of all blocks and before any other directive:
+// bind may name the interface, and health may listen on the address.
 func (n *Node) prepare(caddy.Context) error {
 	n.mu.Lock()
 	cfg := n.pending
@@ -120,7 +120,7 @@ func (n *Node) prepare(caddy.Context) error {
 		service = cfg.Follow
 	}
 	spec.KeepFallback = service != kube.Service{}
-	// What is known of the Service stays in use across a reload.
+	// Known endpoints of the Service stay in use across a reload.
 	if e, known := n.follow.learnt(service); known {
 		spec = spec.WithFallback(e.UDP, e.TCP)
 	}
@@ -138,11 +138,10 @@ func (n *Node) prepare(caddy.Context) error {
 	return nil
 }
 
-// beginReload makes reloads take turns. The reload directive has a goroutine for them and a signal
-// may ask for one at the same time, and caddy lets both replace the same instance: the second fails with
-// the first one's sockets, and undoes what the first one prepared. Who comes second finds that inst does
-// not serve any more, and ends its goroutine: an error would have caddy bring the dead instance's
-// endpoints back.
+// beginReload makes reloads exclude each other. The reload directive has its own goroutine, a signal may ask for a
+// reload at the same time, and caddy lets both replace the same instance: the second one fails because of the first
+// one's sockets, and reverts what the first one prepared. The second caller finds that inst does not serve any more,
+// and ends its goroutine: an error would make caddy restore the dead instance's endpoints.
 func (n *Node) beginReload(inst *caddy.Instance) {
 	<-n.turn
 	n.mu.Lock()
@@ -155,7 +154,7 @@ func (n *Node) beginReload(inst *caddy.Instance) {
 	}
 }
 
-// endReload gives the turn back, if a reload has it.
+// endReload releases the turn, if a reload holds it.
 func (n *Node) endReload() {
 	n.mu.Lock()
 	had := n.reload
@@ -189,8 +188,8 @@ func (n *Node) onEvent(event caddy.EventName, info any) error {
 	defer cancel()
 	err := n.keeper.Commit(ctx)
 	if errors.Is(err, rule.ErrLocked) {
-		// The lock is a matter of time, and the keeper tries again: to serve without rules for a moment
-		// is better than not to serve.
+		// The lock will be free again, and the keeper retries: serving without rules for a moment is better than not
+		// serving.
 		n.log.Warningf("the rules are not in place yet: %v", err)
 		err = nil
 	} else if err != nil {
@@ -210,8 +209,8 @@ func (n *Node) inForce() bool {
 	return n.active
 }
 
-// Err is what kept the rules from being put in place at the last start or reload, but for a held
-// xtables lock. CoreDNS has no way to hand it on from the event that puts them in place.
+// Err returns what prevented the rules from being put in place at the last start or reload, except for a held xtables
+// lock. CoreDNS cannot pass it on from the event that puts them in place.
 func (n *Node) Err() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -233,7 +232,7 @@ func (n *Node) Rollback() error {
 	return n.keeper.Rollback(ctx)
 }
 
-// Run keeps the network true, and the fallback what the endpoints of its Service are, until ctx ends.
+// Run maintains the network, and makes the fallback follow the endpoints of its Service, until ctx ends.
 func (n *Node) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var owned sync.WaitGroup
@@ -243,8 +242,7 @@ func (n *Node) Run(ctx context.Context) error {
 	return n.keeper.Run(ctx)
 }
 
-// Drain leads new queries away from this process before its sockets close. It is to be called while
-// they still answer.
+// Drain sends new queries elsewhere before this process's sockets close. Call it while they still answer.
 func (n *Node) Drain(ctx context.Context) error {
 	if !n.inForce() {
 		return nil
@@ -252,7 +250,7 @@ func (n *Node) Drain(ctx context.Context) error {
 	return n.keeper.Drain(ctx)
 }
 
-// Close does what on_exit says. It is to be called when the sockets are closed and Run has returned.
+// Close does what on_exit says. Call it when the sockets are closed and Run has returned.
 func (n *Node) Close(ctx context.Context) error {
 	if !n.inForce() {
 		return nil
@@ -267,14 +265,14 @@ func (n *Node) Addresses() []netip.Addr {
 	return slices.Clone(n.addrs)
 }
 
-// Serving is the instance whose sockets are open; nil before the first start has come to its end.
+// Serving returns the instance whose sockets are open; nil before the first start is complete.
 func (n *Node) Serving() *caddy.Instance {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.serving
 }
 
-// Status is the state of the network now; ok is false where none was asked for.
+// Status returns the current state of the network; ok is false if no network was requested.
 func (n *Node) Status() (s status.Status, ok bool) {
 	if !n.inForce() {
 		return status.Status{}, false

@@ -1,20 +1,19 @@
-// Package setup is the Corefile's word for the node's network: the interface and the addresses that
+// Package setup implements the Corefile directive setup for the node's network: the interface and the addresses that
 // pods query, the rules that keep those queries out of connection tracking, and the fallback.
 //
-//	setup {
-//	    interface NAME
-//	    address IP...
-//	    notrack auto|iptables|nftables|off
-//	    fallback none|[NAMESPACE/SERVICE] [IP[:PORT]...]
-//	    check DURATION
-//	    on_exit keep|remove
-//	}
+// setup {
+// interface NAME
+// address IP...
+// notrack auto|iptables|nftables|off
+// fallback none|[NAMESPACE/SERVICE] [IP[:PORT]...]
+// check DURATION
+// on_exit keep|remove
+// }
 //
-// It is one for the whole process, whichever block it stands in, and every property has a default. A
-// start with -localip needs no directive at all. A fallback to a Service means its endpoints, as the API server
-// names them while the process runs; addresses beside it serve until the API server has answered. The package turns flags, directive and the rest of
-// the Corefile into one nodenet.Spec and ties nodenet's Keeper to the server's life; it owns no logic of
-// rules or links.
+// It may occur once in the Corefile, in any block, and every property has a default. A start with -localip needs no
+// directive. A fallback to a Service means its endpoints, as the API server names them while the process runs; plain
+// addresses beside it serve until the API server has answered. The package turns flags, directive and the rest of the
+// Corefile into one nodenet.Spec and ties nodenet's Keeper to the server's life; it has no logic of rules or links.
 package setup
 
 import (
@@ -54,8 +53,7 @@ const properties = "interface, address, notrack, fallback, check, on_exit"
 
 func parseProperty(c *caddy.Controller, cfg *Config) error {
 	name := c.Val()
-	// An environment variable that is not set leaves an empty argument behind; one that holds a list
-	// leaves a single argument.
+	// An unset environment variable leaves an empty argument; one that holds a list leaves a single argument.
 	var args []string
 	for _, a := range c.RemainingArgs() {
 		args = append(args, strings.FieldsFunc(a, func(r rune) bool { return r == ' ' || r == ',' })...)
@@ -122,8 +120,8 @@ func parseProperty(c *caddy.Controller, cfg *Config) error {
 	return nil
 }
 
-// parseFallback reads the servers of a fallback, and the Service whose endpoints they are. No argument at
-// all is what an empty environment variable leaves, and means none.
+// parseFallback reads the servers of a fallback, and the Service whose endpoints they are. No argument, as an empty
+// environment variable leaves it, means none.
 func parseFallback(args []string) (servers []netip.AddrPort, follow kube.Service, err error) {
 	if len(args) == 1 && args[0] == "none" {
 		return nil, kube.Service{}, nil

@@ -2,7 +2,7 @@ package kubetest
 
 import "strings"
 
-// Endpoint is one of an EndpointSlice. A condition that is nil is left out.
+// Endpoint is one endpoint of an EndpointSlice. A nil condition is omitted.
 type Endpoint struct {
 	Address                     string
 	Ready, Serving, Terminating *bool

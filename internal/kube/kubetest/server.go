@@ -1,6 +1,6 @@
-// Package kubetest plays the part of the Kubernetes API server that internal/kube asks: lists and watches
-// over TLS, with versions, selectors, pages and bookmarks, and with every fault that a test asks for. It holds
-// whatever objects it is given, and validates none.
+// Package kubetest is a fake of the Kubernetes API server for internal/kube: lists and watches over TLS, with
+// versions, selectors, pages and bookmarks, and with the faults that a test sets. It stores any objects and validates
+// none.
 package kubetest
 
 import (
@@ -22,7 +22,7 @@ import (
 // Object is an object as JSON has it.
 type Object map[string]any
 
-// Request is one that arrived.
+// Request is a request that arrived.
 type Request struct {
 	Path, Query string
 	Proto       string
@@ -30,16 +30,16 @@ type Request struct {
 	At          time.Time
 }
 
-// Fault sees each request before the server does, and answers it where it returns true.
+// Fault sees each request before the server does; it returns true if it has answered it.
 type Fault func(w http.ResponseWriter, r *http.Request) bool
 
 // Server is a running server.
 type Server struct {
 	// Address is HOST:PORT.
 	Address string
-	// CA is what a client has to trust, in PEM.
+	// CA is the certificate that a client must trust, in PEM.
 	CA []byte
-	// PageSize is how many objects a list has at most before it goes on with another page; 0 means all.
+	// PageSize is the most objects of a list page; 0 means all.
 	PageSize int
 
 	http *httptest.Server
@@ -103,7 +103,7 @@ func (s *Server) Mount(dir string) (token, ca string, err error) {
 // SetToken is the token that is wanted from now on.
 func (s *Server) SetToken(token string) { s.locked(func() { s.token = token }) }
 
-// SetFault makes f see each request first; nil ends that.
+// SetFault makes f see each request first; nil removes it.
 func (s *Server) SetFault(f Fault) { s.locked(func() { s.fault = f }) }
 
 // Requests are those that arrived, in order.
@@ -124,7 +124,7 @@ func (s *Server) Cut() {
 // Reset cuts all connections.
 func (s *Server) Reset() { s.http.CloseClientConnections() }
 
-// Forget makes the server forget the changes up to now: no watch can go on from before.
+// Forget drops the history of changes: no watch can continue from before.
 func (s *Server) Forget() {
 	s.locked(func() {
 		s.version++
@@ -136,13 +136,13 @@ func (s *Server) Forget() {
 // Bookmark sends a bookmark to every watch.
 func (s *Server) Bookmark() { s.locked(func() { s.record(event{kind: "BOOKMARK", object: Object{}}) }) }
 
-// Paths of what a client may ask for.
+// Paths that a client may request.
 const (
 	Slices = "/apis/discovery.k8s.io/v1/endpointslices"
 	Pods   = "/api/v1/pods"
 )
 
-// Set makes or changes an object.
+// Set creates or changes an object.
 func (s *Server) Set(path string, o Object) {
 	s.locked(func() {
 		key := keyOf(o)
@@ -190,7 +190,7 @@ func (s *Server) record(e event) {
 	s.changed = make(chan struct{})
 }
 
-// clone copies through JSON, so that what a test goes on changing is not what the server has.
+// clone copies through JSON, so that later changes by the test do not affect the server's object.
 func clone(o Object) Object {
 	b, err := json.Marshal(o)
 	if err != nil {
@@ -240,7 +240,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.list(w, r, sel)
 }
 
-// selection is what a request asks for.
+// selection is the selection of a request.
 type selection struct{ path, namespace, label, field string }
 
 func selectionOf(r *http.Request) (selection, bool) {
