@@ -17,8 +17,8 @@ const (
 		"b23456789-123456789-123456789-123456789-123456789-123456789-123." +
 		"c23456789-123456789-123456789-123456789-123456789-123456789-123." +
 		"d23456789-123456789-123456789-12345.default.svc.cluster.local."
-	// AnyClusterName is a domain below which every name has an A record, for queries that nobody
-	// has asked before.
+	// AnyClusterName is a domain below which every name has an A record, for queries of names that were never asked
+	// before.
 	AnyClusterName = "any.default.svc.cluster.local."
 	// AnyExternalName is the same at the upstream.
 	AnyExternalName = "any.example.org."
@@ -48,8 +48,8 @@ func clusterZone(ttl uint32) *Zone {
 	service("v4only", "shop", []string{"10.233.12.40"}, "_http._tcp 80")
 	service("v6only", "shop", []string{"fd00:10:233::1240"})
 
-	// A headless Service has the addresses of its pods, each pod a name of its own, and SRV records that
-	// lead there.
+	// A headless Service has the addresses of its pods, a name for each pod, and SRV records that point to these
+	// names.
 	headless := func(name, ns, port string, number, pods int, first string) {
 		owner := name + "." + ns + ".svc." + domain
 		ip := netip.MustParseAddr(first)
@@ -109,8 +109,8 @@ func (z *Zone) addPointer(ip, target string, ttl uint32) {
 	z.add(owner, fmt.Sprintf("%d IN PTR %s", ttl, target))
 }
 
-// kubeDNS is one replica: the cluster zone, and everything else forwarded to the upstream, as
-// Kubernetes' default Corefile has it.
+// kubeDNS is one replica: it serves the cluster zone and forwards everything else to the upstream, as Kubernetes'
+// default Corefile does.
 type kubeDNS struct {
 	zone     *Zone
 	host     *Host

@@ -14,7 +14,7 @@ import (
 type Flow struct {
 	Protocol uint8 // IPPROTO_UDP, IPPROTO_TCP, …
 	From, To netip.AddrPort
-	// Answerer is who answers: To, unless the destination was translated.
+	// Answerer is the server that answers: To, unless the destination was translated.
 	Answerer netip.AddrPort
 }
 
@@ -57,8 +57,8 @@ func (h *Host) FlushConntrack() error {
 	return h.Do(func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 }
 
-// conntrackList reads the table. The kernel says when it changed under the reading; the list is
-// complete enough only without that.
+// conntrackList reads the table again if the kernel reports that it changed during the reading: only an undisturbed
+// listing is complete.
 func conntrackList(family netlink.InetFamily) ([]*netlink.ConntrackFlow, error) {
 	var err error
 	for range 20 {

@@ -49,9 +49,8 @@ func (h *Host) Exchange(ctx context.Context, t Transport, server netip.AddrPort,
 	return answer, took, nil
 }
 
-// connectNow returns a connected socket of the host without waiting for a TCP handshake; the first
-// write waits for it. Only the socket's making needs the host's thread, so that thousands of
-// connections may be under way at once.
+// connectNow returns a connected socket of the host without waiting for a TCP handshake; the first write waits for
+// it. Only creating the socket needs the host's thread, so that thousands of connections may be under way at once.
 func (h *Host) connectNow(t Transport, server netip.AddrPort) (net.Conn, error) {
 	family, kind := unix.AF_INET, unix.SOCK_DGRAM
 	if server.Addr().Is6() {

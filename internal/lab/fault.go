@@ -8,7 +8,7 @@ import (
 	"github.com/google/nftables"
 )
 
-// Transport is UDP or TCP; the zero value stands for both.
+// Transport is UDP or TCP; the zero value means both.
 type Transport string
 
 const (
@@ -16,18 +16,18 @@ const (
 	TCP Transport = "tcp"
 )
 
-// Fault is what a server does wrong. Its fields combine; the zero Fault is none.
+// Fault is a misbehaviour of a server. Its fields combine; the zero Fault is none.
 type Fault struct {
 	Transport Transport // the transport it applies to; both where empty
 
 	Refuse bool          // no socket is open: ICMP port unreachable, or RST
 	Delay  time.Duration // before each answer; on a TCP connection answers do not wait for one another
 	Drop   float64       // share of queries without an answer, 0 to 1
-	Rcode  int           // answer with this code and nothing else, where not 0 (NOERROR)
+	Rcode  int           // answer with this code and nothing else, unless 0 (NOERROR)
 	Close  CloseFault    // TCP only
 }
 
-// CloseFault is when a server closes a TCP connection that it should have kept.
+// CloseFault says when a server closes a TCP connection that it should have kept.
 type CloseFault int
 
 const (
@@ -37,8 +37,8 @@ const (
 	CloseMidAnswer            // after the length and half of an answer
 )
 
-// Break makes the server behave badly until the next Break or Mend. With several faults the first one
-// for a transport applies to it.
+// Break makes the server misbehave until the next Break or Mend. With several faults the first one for a transport
+// applies.
 func (s *Server) Break(faults ...Fault) error { return s.setFaults(faults) }
 
 // Mend ends all faults; sockets that were closed are open when it returns.
@@ -67,7 +67,7 @@ func (s *Server) faultLocked(t Transport) Fault {
 	return Fault{}
 }
 
-// drops reports whether this query is one of those without an answer.
+// drops reports whether this query gets no answer.
 func (f Fault) drops() bool {
 	return f.Drop > 0 && (f.Drop >= 1 || rand.Float64() < f.Drop)
 }

@@ -14,12 +14,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Host is a machine of the lab: a network namespace and a mount namespace with its own
-// /etc/resolv.conf, /etc/hosts and /etc/nsswitch.conf.
+// Host is a machine of the lab: a network namespace and a mount namespace with its own /etc/resolv.conf, /etc/hosts
+// and /etc/nsswitch.conf.
 //
-// Both namespaces are those of one operating system thread which lives as long as the host. Programs
-// are started by that thread, because the kernel sends a parent-death signal when the starting thread
-// ends, not when the process does.
+// Both namespaces belong to one operating system thread which lives as long as the host. Programs are started by that
+// thread, because the kernel sends a parent-death signal when the starting thread ends, not when the process does.
 type Host struct {
 	Name string
 	IPv4 netip.Addr
@@ -40,7 +39,7 @@ type Host struct {
 	closed   bool
 }
 
-// newHost makes a host's namespaces. Links and addresses come later.
+// newHost creates a host's namespaces. Links and addresses are added later.
 func newHost(name, dir string, etc etcFiles) (*Host, error) {
 	h := &Host{Name: name, dir: filepath.Join(dir, name), jobs: make(chan func()), ended: make(chan struct{})}
 	if err := os.Mkdir(h.dir, 0o755); err != nil {
@@ -85,8 +84,8 @@ func (h *Host) unshare(etc etcFiles) error {
 	return err
 }
 
-// onOwnThread runs f on a thread which ends with it, so that what f did to the thread's namespaces
-// meets nobody else. The main thread cannot end and is passed over.
+// onOwnThread runs f on a thread which ends with it, so that changes of the thread's namespaces affect nothing else.
+// The main thread cannot end and is passed over.
 func onOwnThread(f func()) {
 	go func() {
 		runtime.LockOSThread() // never unlocked: the runtime then ends the thread with the goroutine
@@ -122,7 +121,7 @@ func (h *Host) Do(f func() error) error {
 	return <-result
 }
 
-// enter moves the calling thread into the host. The thread must not serve anything else afterwards.
+// enter moves the calling thread into the host. The thread must not be used for anything else afterwards.
 func (h *Host) enter() error {
 	h.mu.Lock()
 	closed := h.closed

@@ -16,14 +16,14 @@ const LocalIP = "169.254.25.10"
 // defaultSearch is a pod's search list in namespace default.
 var defaultSearch = []string{"default.svc.cluster.local", "svc.cluster.local", "cluster.local"}
 
-// Config says what to build. The zero value is a good lab.
+// Config says what to build. The zero value is a useful lab.
 type Config struct {
 	Pods       int          // number of pods, 2 where 0, at most 64
 	KubeDNS    int          // number of kube-dns replicas, 2 where 0, at most 8
 	Nameserver []netip.Addr // of the pods; LocalIP where empty
 	Search     []string     // of the pods; the usual three where empty
 	TTL        uint32       // seconds, of Services in the cluster zone; 30 where 0
-	Proxy      Proxy        // how the node translates the Service address; nftables where empty
+	Proxy      Proxy        // how the node translates the Service address; nftables if empty
 }
 
 // Lab is a running lab. Its fields are for reading.
@@ -36,8 +36,8 @@ type Lab struct {
 	Service   netip.Addr // kube-dns' cluster IP, translated by the node to the replicas
 	ServiceV6 netip.Addr // invalid where the kernel has no IPv6
 
-	Cluster  *Zone // what every kube-dns replica answers with
-	External *Zone // what Upstream answers with
+	Cluster  *Zone // answered by every kube-dns replica
+	External *Zone // answered by Upstream
 
 	hosts []*Host // every host, in the order of their making
 	dir   string
@@ -63,8 +63,8 @@ var plan = struct {
 	cluster: netip.MustParsePrefix("10.233.64.0/18"), cluster6: netip.MustParsePrefix("fd00:10:233:64::/64"),
 }
 
-// New builds a lab. It fails with an error that wraps ErrRefused where the kernel lets this user have
-// none, and in a process that did not call Enter or Main.
+// New builds a lab. It returns an error that wraps ErrRefused if the kernel does not allow this user one, and an
+// error in a process that did not call Enter or Main.
 func New(cfg Config) (*Lab, error) {
 	if reason := os.Getenv(envRefused); reason != "" {
 		return nil, fmt.Errorf("%w: %s", ErrRefused, reason)
@@ -180,7 +180,7 @@ func (l *Lab) build(cfg Config) error {
 	})
 }
 
-// addHost makes a host without links and notes it for Close.
+// addHost creates a host without links and records it for Close.
 func (l *Lab) addHost(name string, v4, v6 netip.Addr, hasIPv6 bool, r ResolvConf) (*Host, error) {
 	h, err := newHost(name, l.dir, etcFiles{
 		"resolv.conf":   r.String(),
@@ -201,8 +201,8 @@ func (l *Lab) addHost(name string, v4, v6 netip.Addr, hasIPv6 bool, r ResolvConf
 	return h, nil
 }
 
-// Endpoints returns the addresses of the kube-dns replicas, IPv4 and, where the kernel has it, IPv6:
-// what a kernel fallback may translate to.
+// Endpoints returns the addresses of the kube-dns replicas, IPv4 and, if the kernel has it, IPv6: the possible
+// targets of a kernel fallback.
 func (l *Lab) Endpoints() (v4, v6 []netip.Addr) {
 	for _, s := range l.KubeDNS {
 		v4 = append(v4, s.Host.IPv4)
@@ -221,7 +221,7 @@ func (l *Lab) Close() error {
 			errs = append(errs, s.close())
 		}
 	}
-	// The node first: what runs there must not complain about pods that go away.
+	// The node goes first: its programs must not complain about pods that vanish.
 	for _, h := range l.hosts {
 		errs = append(errs, h.close())
 	}
@@ -259,8 +259,8 @@ type TB interface {
 	Skipf(format string, args ...any)
 }
 
-// Start is New for tests: it closes the lab at the end of the test, fails the test where it cannot be
-// built, and skips it where the kernel allows no lab or the machine lacks the iptables asked for.
+// Start is New for tests: it closes the lab at the end of the test, fails the test if it cannot be built, and skips
+// it if the kernel allows no lab or the machine lacks the requested iptables.
 func Start(t TB, cfg Config) *Lab {
 	t.Helper()
 	l, err := New(cfg)
@@ -278,6 +278,6 @@ func Start(t TB, cfg Config) *Lab {
 	return l
 }
 
-// Path returns where a file of the given name can be kept on the lab's private tmpfs. It goes away
-// with the lab and is seen by all of its hosts.
+// Path returns a path for a file of the given name on the lab's private tmpfs. The file vanishes with the lab and is
+// visible to all of its hosts.
 func (l *Lab) Path(name string) string { return filepath.Join(l.dir, name) }

@@ -11,17 +11,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Loss is which DNS messages over UDP get lost on the link between a pod and the node. They are dropped
-// where they arrive: a drop on the sender's side would be an error of its system call.
+// Loss says which DNS messages over UDP are lost on the link between a pod and the node. They are dropped where they
+// arrive: a drop on the sender's side would be an error of its system call.
 type Loss struct {
-	Replies bool   // what is sent to the pod from port 53 is lost; else what it sends to port 53
+	Replies bool   // loses messages to the pod from port 53; else messages from the pod to port 53
 	Name    string // of the question, in the letters in which it is asked; any where empty
 	Type    uint16 // of the question, which needs a Name; any where 0
-	First   int    // how many get lost, the first ones; all where 0
+	First   int    // how many get lost, the first ones; all if 0
 }
 
-// Lose makes the link lose messages from now on, in place of what it lost before. Without losses it is
-// whole again.
+// Lose makes the link lose messages from now on, in place of earlier losses. Without losses it is repaired.
 func (l *Lab) Lose(pod *Host, losses ...Loss) error {
 	var queries, replies [][]expr.Any
 	for _, loss := range losses {
@@ -49,7 +48,7 @@ func (l *Lab) Lose(pod *Host, losses ...Loss) error {
 	return nil
 }
 
-// Lost counts what got lost since the latest Lose.
+// Lost returns how many messages were lost since the latest Lose.
 func (l *Lab) Lost(pod *Host) (queries, replies int, err error) {
 	err = errors.Join(
 		l.Node.Do(func() (err error) { queries, err = dropped(lossTable(pod)); return err }),
@@ -65,7 +64,7 @@ func lossTable(pod *Host) *nftables.Table {
 	return &nftables.Table{Name: "lab-loss-" + pod.Name, Family: nftables.TableFamilyINet}
 }
 
-// lossChain comes before everything that a node has.
+// lossChain comes before everything else on a node.
 const lossChain = "arrival"
 
 // drop replaces the table's rules in the calling thread's namespace.
@@ -74,7 +73,7 @@ func drop(table *nftables.Table, rules [][]expr.Any) error {
 	if err != nil {
 		return err
 	}
-	c.AddTable(table) // so that there is one to take away
+	c.AddTable(table) // so that there is one to delete
 	c.DelTable(table)
 	if len(rules) > 0 {
 		c.AddTable(table)
@@ -114,10 +113,10 @@ const (
 	questionOffset                    = 8 + 12
 )
 
-// registerSize is how much of a packet one comparison of nftables takes.
+// registerSize is the size of the part of a packet that one comparison of nftables takes.
 const registerSize = 16
 
-// match are the expressions for what gets lost.
+// match returns the expressions that match the lost messages.
 func (loss Loss) match() ([]expr.Any, error) {
 	if loss.Type != 0 && loss.Name == "" {
 		return nil, errors.New("lab: a loss by type needs a name, behind which the type is found")
@@ -151,7 +150,7 @@ func (loss Loss) match() ([]expr.Any, error) {
 		}
 	}
 	if loss.First > 0 {
-		// Counted from 0, in the byte order of the machine; a comparison is one of bytes.
+		// Counted from 0, in the byte order of the machine; a comparison compares bytes.
 		exprs = append(exprs,
 			&expr.Numgen{Register: 1, Modulus: 1 << 31, Type: unix.NFT_NG_INCREMENTAL},
 			&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 4, Size: 4},

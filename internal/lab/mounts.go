@@ -10,11 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// etcFiles is what a host sees below /etc in place of the machine's own files: name to content.
+// etcFiles are the files that a host sees below /etc in place of the machine's own: name to content.
 type etcFiles map[string]string
 
-// mount writes the files to dir and lays them over /etc in the calling thread's mount namespace. The
-// files in dir stay the ones seen: rewriting one in place changes what the host reads.
+// mount writes the files to dir and mounts them over /etc in the calling thread's mount namespace. The files in dir
+// stay visible: rewriting one in place changes what the host reads.
 func (files etcFiles) mount(dir string) error {
 	absent := false
 	for name, content := range files {
@@ -41,9 +41,8 @@ func (files etcFiles) mount(dir string) error {
 	return nil
 }
 
-// reachable sees to it that path leads to a file that can be mounted over. /etc/resolv.conf is often a
-// link into /run, which is empty here: the file it leads to is made. fs.ErrNotExist means that there
-// is nothing at path, not even a link.
+// reachable makes path lead to a file that can be mounted over. /etc/resolv.conf is often a link into /run, which is
+// empty here: the target of the link is created. fs.ErrNotExist means that there is nothing at path, not even a link.
 func reachable(path string) error {
 	for range 8 { // links to links, bounded
 		info, err := os.Lstat(path)
@@ -73,8 +72,8 @@ func reachable(path string) error {
 	return fmt.Errorf("%s: %w", path, unix.ELOOP)
 }
 
-// growEtc gives /etc the files that it lacks, for this mount namespace only: nothing can be mounted
-// over a file that does not exist, and the machine's /etc is not ours to write to.
+// growEtc adds missing files to /etc, for this mount namespace only: a mount needs an existing file, and the
+// machine's /etc must not be changed.
 func growEtc(files etcFiles, dir string) error {
 	upper, work := filepath.Join(dir, "etc"), filepath.Join(dir, "etc-work")
 	for _, d := range []string{upper, work} {

@@ -9,23 +9,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// envOutside says that the process inside got the sockets of an Outside, or why it did not: they are its
-// files 3 and 4 where it is empty but there.
+// envOutside tells the process inside whether it got the sockets of an Outside: set but empty means they are its
+// files 3 and 4, otherwise it says why not.
 const envOutside = "LOCALCACHE_LAB_OUTSIDE"
 
-// Outside is what a program keeps of the machine's own network when it enters its world: a socket stays in
-// the network in which it was opened. It is how somebody at the machine, a browser for one, reaches what
-// is inside. Whoever is at the machine can connect: what is served has to be guarded.
+// Outside is the part of the machine's own network that a program keeps when it enters its world: a socket stays in
+// the network in which it was opened. Through it a program at the machine, such as a browser, reaches the inside.
+// Every user of the machine can connect, so access must be guarded.
 type Outside struct {
 	// Listener accepts on a free port of 127.0.0.1.
 	Listener net.Listener
-	// Conn is a connection to it from the machine's network, for a look at what is served there. It waits to be
-	// accepted, as the first.
+	// Conn is a connection to it from the machine's network, to check what is served there. It is the first one to be
+	// accepted.
 	Conn net.Conn
 }
 
-// EnterWithOutside is Enter for a program that wants to be reached. outside is nil before it is inside.
-// Where the machine's loopback cannot be used it is inside all the same, and err wraps ErrNoOutside.
+// EnterWithOutside is Enter for a program that must be reachable. outside is nil before it is inside. If the
+// machine's loopback cannot be used it enters all the same, and err wraps ErrNoOutside.
 func EnterWithOutside() (outside *Outside, inside bool, status int, err error) {
 	if !insideWorld() {
 		sockets, err := openOutside()
@@ -80,7 +80,7 @@ func takeOutside() (*Outside, error) {
 		unix.CloseOnExec(fd) // programs in the lab must not inherit them
 	}
 	listening, connected := os.NewFile(firstExtra, "outside"), os.NewFile(firstExtra+1, "outside")
-	defer listening.Close() // net makes copies
+	defer listening.Close() // package net makes copies
 	defer connected.Close()
 	listener, err := net.FileListener(listening)
 	if err != nil {

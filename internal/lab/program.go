@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Program is a process that runs inside a host. It leads a process group of its own, which is killed
-// when the program ends, when the lab closes and when the lab's process dies.
+// Program is a process that runs inside a host. It leads a process group of its own, which is killed when the program
+// ends, when the lab closes and when the lab's process dies.
 type Program struct {
 	Cmd  *exec.Cmd
 	host *Host
@@ -22,9 +22,8 @@ type Program struct {
 	err  error // of Cmd.Wait, once done is closed
 }
 
-// Start starts cmd inside the host. It takes over cmd's process attributes; the rest of cmd (output,
-// environment, working directory) is the caller's. Relative paths of the program are resolved
-// outside, as by exec.Command.
+// Start starts cmd inside the host. It sets cmd's process attributes; the rest of cmd (output, environment, working
+// directory) belongs to the caller. Relative paths of the program are resolved outside, as by exec.Command.
 func (h *Host) Start(cmd *exec.Cmd) (*Program, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
@@ -65,8 +64,8 @@ func (h *Host) Run(cmd *exec.Cmd) error {
 	return p.Wait()
 }
 
-// wait reaps the program, and first what is left of its process group: until the leader is reaped its
-// process id, and so the group's, cannot be somebody else's.
+// wait reaps the program after killing the rest of its process group: until the leader is reaped, its process id, and
+// therefore the group's, cannot be reused.
 func (p *Program) wait() {
 	defer close(p.done)
 	pid := p.PID()

@@ -20,7 +20,7 @@ type Query struct {
 	Type      uint16
 	ID        uint16
 	EDNS      bool
-	Size      uint16 // the UDP payload size that EDNS offered, 0 without EDNS
+	Size      uint16 // the UDP payload size offered by EDNS, 0 without EDNS
 }
 
 const (
@@ -28,8 +28,8 @@ const (
 	maxNames   = 1 << 16
 )
 
-// Record is what a server was asked: the last 65,536 queries in full, and counters without such a
-// bound. It is safe for concurrent use.
+// Record lists the queries that a server received: the last 65,536 in full, and counters without such a bound. It is
+// safe for concurrent use.
 type Record struct {
 	mu      sync.Mutex
 	queries []Query // a ring once full; next is the oldest
@@ -127,7 +127,7 @@ func sum(counts map[Transport]int, t Transport) int {
 	return counts[UDP] + counts[TCP]
 }
 
-// ResetRecords forgets what all servers were asked so far.
+// ResetRecords clears the records of all servers.
 func (l *Lab) ResetRecords() {
 	l.Upstream.Record.Reset()
 	for _, s := range l.KubeDNS {

@@ -13,27 +13,27 @@ import (
 	"time"
 )
 
-// stageResolve is the name (argv[0]) under which Init takes this program for a stub resolver.
+// stageResolve is the name (argv[0]) under which Init makes this program act as a stub resolver.
 const stageResolve = "localcache-lab:resolve"
 
-// Lookup is one question to a stub resolver, as an application would ask it.
+// Lookup is one lookup of a stub resolver, as an application would make it.
 type Lookup struct {
 	Name    string        // looked up along the search list unless it ends in a dot
 	Network string        // "ip4", "ip6", "ip" (both; the default), "srv" or "ptr"
-	Times   int           // how often, one after the other; 1 where 0, at most 1000
+	Times   int           // number of consecutive lookups; 0 means 1, at most 1000
 	Timeout time.Duration // for each; 10 s where 0
 }
 
-// Resolution is what the stub resolver said, once for each time.
+// Resolution is the result of a lookup, one for each time.
 type Resolution struct {
 	Answers  []string      // addresses, "target port" for srv, names for ptr
 	Took     time.Duration // measured in the resolver's process
-	Err      string        // empty where it succeeded
+	Err      string        // empty after success
 	NotFound bool          // Err means that the name, or the type, does not exist
 }
 
-// Resolve asks Go's stub resolver in a process of its own inside the host, with the host's
-// resolv.conf. A name that does not resolve is not an error; see Resolution.
+// Resolve uses Go's stub resolver in a process of its own inside the host, with the host's resolv.conf. A name that
+// does not resolve is not an error; see Resolution.
 func (h *Host) Resolve(ctx context.Context, l Lookup) ([]Resolution, error) {
 	arg, err := json.Marshal(l)
 	if err != nil {
@@ -119,12 +119,11 @@ func (l Lookup) ask() Resolution {
 	return r
 }
 
-// ErrNoGetent says that the machine has no getent, as without glibc.
+// ErrNoGetent reports that the machine has no getent, as without glibc.
 var ErrNoGetent = errors.New("no getent on this machine")
 
-// Getent asks the C library's stub resolver: the addresses of `getent DATABASE NAME` inside the host,
-// with database ahosts, ahostsv4, ahostsv6 or hosts. A name that is not found gives no addresses and
-// no error.
+// Getent uses the C library's stub resolver: it returns the addresses of `getent DATABASE NAME` inside the host, with
+// database ahosts, ahostsv4, ahostsv6 or hosts. A name that is not found gives no addresses and no error.
 func (h *Host) Getent(ctx context.Context, database, name string) ([]string, error) {
 	path, err := exec.LookPath("getent")
 	if err != nil {

@@ -18,9 +18,9 @@ func (ss Samples) SentAfter(t time.Time) Samples {
 // SentBefore returns the queries that were sent before t.
 func (ss Samples) SentBefore(t time.Time) Samples { return ss[:len(ss)-len(ss.SentAfter(t))] }
 
-// InFlight returns the queries that were under way at t: sent before, answered after or never. The
-// answers of queries that were lost within grace before t are not told from those of queries lost
-// earlier, so only losses sent in the last grace before t are counted as in flight.
+// InFlight returns the queries that were under way at t: sent before, answered later or never. Queries lost within
+// grace before t cannot be told from queries lost earlier, so only losses sent in the last grace before t count as in
+// flight.
 func (ss Samples) InFlight(t time.Time, grace time.Duration) Samples {
 	var under Samples
 	for _, s := range ss.SentBefore(t).SentAfter(t.Add(-grace)) {
@@ -53,8 +53,7 @@ func (ss Samples) Rcodes() map[int]int {
 	return counts
 }
 
-// Quantile returns the time within which a share q (0 to 1) of the answered queries was answered, 0
-// without any.
+// Quantile returns the time within which a share q (0 to 1) of the answered queries was answered; 0 without any.
 func (ss Samples) Quantile(q float64) time.Duration {
 	var took []time.Duration
 	for _, s := range ss {

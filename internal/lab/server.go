@@ -13,8 +13,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Server is a DNS server on port 53 of a host's addresses, over UDP and TCP. It answers truthfully
-// unless it is told to Break, and records every query.
+// Server is a DNS server on port 53 of a host's addresses, over UDP and TCP. It answers correctly unless a fault is
+// set with Break, and records every query.
 type Server struct {
 	Host   *Host
 	Record Record
@@ -22,7 +22,7 @@ type Server struct {
 	answer func(*dns.Msg) *dns.Msg
 	slots  chan struct{} // bounds the queries in work
 
-	mu     sync.Mutex // guards what follows
+	mu     sync.Mutex // guards the fields below
 	faults []Fault
 	udp    []*net.UDPConn
 	tcp    []*net.TCPListener
@@ -210,7 +210,7 @@ func (s *Server) serveConn(c net.Conn) {
 	}
 }
 
-// respond records a query and returns the packed answer, or nil where a fault says that there is none.
+// respond records a query and returns the packed answer, or nil if a fault suppresses it.
 func (s *Server) respond(query *dns.Msg, t Transport, client netip.AddrPort) []byte {
 	q := Query{At: time.Now(), Server: s.Host.Name, Transport: t, Client: netip.AddrPortFrom(client.Addr().Unmap(), client.Port()), ID: query.Id}
 	if len(query.Question) == 1 {
@@ -295,8 +295,8 @@ func frame(packed []byte) []byte {
 	return append(binary.BigEndian.AppendUint16(nil, uint16(len(packed))), packed...)
 }
 
-// reset closes a connection with RST, as a process that dies with unread data does. Errors mean that
-// it is closed already.
+// reset closes a connection with RST, as a process that dies with unread data does. Errors mean that it is already
+// closed.
 func reset(c net.Conn) {
 	if t, ok := c.(*net.TCPConn); ok {
 		_ = t.SetLinger(0)

@@ -10,10 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The node's Service translation is what kube-proxy does in its nftables mode: tables "kube-proxy"
-// for ip and ip6, the cluster IP picked out in nat PREROUTING (pods) and OUTPUT (the node itself) and
-// translated to one of the endpoints, and masquerading for whoever is not a pod or asks itself.
-// Endpoints take turns instead of being drawn, so that "spread evenly" holds for small numbers too.
+// The node's Service translation corresponds to kube-proxy's nftables mode: tables "kube-proxy" for ip and ip6; the
+// cluster IP is matched in nat PREROUTING (pods) and OUTPUT (the node itself) and translated to one of the endpoints;
+// masquerading applies to clients that are not pods or reach themselves. Endpoints take turns instead of being drawn
+// at random, so that "spread evenly" holds for small numbers too.
 
 // translateService sets the rules in the calling thread's namespace.
 func translateService(v4, v6 netip.Addr, replicas []*Server) error {

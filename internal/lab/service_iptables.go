@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Proxy is the packet filter in which the node translates Services, which is what a node's other
-// programs go by. Only the first one works without tools.
+// Proxy is the packet filter in which the node translates Services; other programs of the node adapt to it. Only the
+// first one works without tools.
 type Proxy string
 
 const (
@@ -51,7 +51,7 @@ func restore(tool, table string) error {
 	return nil
 }
 
-// natTable is one family's Service translation in the form of iptables-save(8).
+// natTable returns one family's Service translation in the format of iptables-save(8).
 func natTable(service netip.Addr, endpoints []netip.Addr, pods netip.Prefix) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }

@@ -20,18 +20,18 @@ type Stream struct {
 	Transport Transport     // UDP where empty
 	Fresh     bool          // a socket (connection) for each query instead of one for all
 	QPS       int           // 100 where 0, at most 20,000
-	Timeout   time.Duration // a query without an answer for this long is lost; 2 s where 0, at most 60 s
+	Timeout   time.Duration // a query without an answer for this long is lost; 0 means 2 s, at most 60 s
 	Window    int           // queries under way at once, see Start; 100 where 0, at most 10,000
 	Type      uint16        // A where 0
 
-	// Name gives the name of the i-th query, from 0. Nil asks for names below AnyClusterName that
-	// repeat after 100 queries, so that most come from a cache.
+	// Name returns the name of the i-th query, from 0. Nil means names below AnyClusterName that repeat after 100
+	// queries, so that most come from a cache.
 	Name func(i int) string
 	// Max ends the stream after so many queries; 100,000 where 0, at most 1,000,000.
 	Max int
 }
 
-// Sample is what became of one query.
+// Sample is the result of one query.
 type Sample struct {
 	Name     string
 	Sent     time.Time
@@ -55,15 +55,15 @@ type Streaming struct {
 	samples []Sample
 	pending map[uint16]int // query id to sample: the queries under way
 	sock    net.Conn       // the one socket
-	resends int            // of connections in a row without an answer
+	resends int            // consecutive connections without an answer
 	err     error
 }
 
 // Start starts the stream. The caller must Stop it.
 //
-// The rate is an upper bound. On a machine that is too busy for it the stream falls behind instead of
-// sending in bursts, and while Window queries are under way the next one waits: bursts would overflow
-// socket buffers, and that would look like a loss. A lost query is under way until its timeout.
+// The rate is an upper bound. On a machine that is too busy for it the stream falls behind instead of sending in
+// bursts, and while Window queries are under way the next one waits: bursts would overflow socket buffers, which
+// would look like losses. A lost query is under way until its timeout.
 func (s Stream) Start() (*Streaming, error) {
 	if !s.Server.IsValid() {
 		s.Server = netip.MustParseAddr(LocalIP)
@@ -113,8 +113,8 @@ func (s Stream) Start() (*Streaming, error) {
 	return st, nil
 }
 
-// maxLate is how late a query may be and still be followed by the next at its own time. It is a few
-// scheduling delays of a machine that is not too busy.
+// maxLate is how late a query may be so that the next one still keeps its own time: a few scheduling delays of a
+// machine that is not too busy.
 const maxLate = 10 * time.Millisecond
 
 // run sends the queries at their times.
@@ -244,7 +244,7 @@ func (st *Streaming) sendShared(i int, packed []byte) {
 		st.samples[i].Err = err
 		st.mu.Unlock()
 	}
-	// A broken TCP connection is the reader's to mend: it sends again what is pending.
+	// The reader repairs a broken TCP connection: it sends the pending queries again.
 }
 
 func (st *Streaming) framed(packed []byte) []byte {
@@ -283,7 +283,7 @@ func (st *Streaming) readShared(sock net.Conn) {
 			return
 		}
 		if err != nil {
-			continue // an ICMP error: some query is lost, which is seen without it
+			continue // an ICMP error: the lost query shows up without it
 		}
 		st.mu.Lock()
 		if i, ok := st.pending[m.Id]; ok {
@@ -301,7 +301,7 @@ func (st *Streaming) reconnect(broken net.Conn) error {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if broken != nil {
-		_ = broken.Close() // it is broken: what it says about that is known
+		_ = broken.Close() // it is broken, and the error is already known
 		select {
 		case <-st.ended:
 			return nil
@@ -365,8 +365,8 @@ func (st *Streaming) Wait(ctx context.Context, n int) error {
 	return nil
 }
 
-// Stop ends the sending, waits for the last answers (not longer than Timeout), and returns every
-// sample in the order of sending. Its error is about the stream itself, not about lost queries.
+// Stop ends the sending, waits for the last answers (not longer than Timeout), and returns every sample in the order
+// of sending. Its error concerns the stream itself, not lost queries.
 func (st *Streaming) Stop() (Samples, error) {
 	st.cancel()
 	<-st.ended
@@ -380,7 +380,7 @@ func (st *Streaming) Stop() (Samples, error) {
 	}
 	st.mu.Unlock()
 	st.work.Wait()
-	// Answers that came too late are losses to a client that waits no longer.
+	// An answer that arrives after the client's timeout counts as a loss.
 	for i := range st.samples {
 		if s := &st.samples[i]; !s.Lost() && s.Answered.Sub(s.Sent) > st.Timeout {
 			s.Answered = time.Time{}

@@ -30,7 +30,7 @@ func sysctl(path, value string) error {
 	return err
 }
 
-// prepareHost brings loopback up and switches off what makes addresses usable only after seconds.
+// prepareHost brings loopback up and switches off what delays the use of new addresses.
 func prepareHost() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
@@ -43,7 +43,7 @@ func prepareHost() error {
 		return nil
 	}
 	for _, which := range []string{"all", "default"} {
-		// Duplicate address detection takes a second for an address that only we know.
+		// Duplicate address detection takes a second; these addresses are unique.
 		for _, s := range []struct{ name, value string }{{"disable_ipv6", "0"}, {"accept_dad", "0"}, {"accept_ra", "0"}} {
 			if err := sysctl("ipv6/conf/"+which+"/"+s.name, s.value); err != nil {
 				return err
@@ -57,7 +57,7 @@ func prepareHost() error {
 func prepareNode() error {
 	settings := [][2]string{
 		{"ipv4/ip_forward", "1"},
-		// New namespaces copy the machine's values; say what a node has (loose reverse path check).
+		// New namespaces copy the machine's values; set those of a node (loose reverse path check).
 		{"ipv4/conf/all/rp_filter", "2"},
 		{"ipv4/conf/default/rp_filter", "2"},
 	}
@@ -72,7 +72,7 @@ func prepareNode() error {
 	return nil
 }
 
-// connectPod links a pod to the node: eth0 there, veth-NAME here.
+// connectPod links a pod to the node: eth0 in the pod, veth-NAME on the node.
 func connectPod(node, pod *Host) error {
 	addr := func(v4, v6 netip.Addr) []netip.Addr {
 		if !pod.IPv6.IsValid() {
@@ -84,7 +84,7 @@ func connectPod(node, pod *Host) error {
 	return connect(node, "veth-"+pod.Name, nodeAddrs, podAddrs, false, pod, "eth0", podAddrs, nodeAddrs, true)
 }
 
-// connectUpstream links the node to the world outside. Whatever is not in the cluster goes there.
+// connectUpstream links the node to the outside world. Packets to addresses outside of the cluster go there.
 func connectUpstream(node, upstream *Host) error {
 	nodeAddrs, outAddrs := []netip.Addr{node.IPv4}, []netip.Addr{upstream.IPv4}
 	if node.IPv6.IsValid() {
@@ -93,8 +93,8 @@ func connectUpstream(node, upstream *Host) error {
 	return connect(node, "eth0", nodeAddrs, outAddrs, true, upstream, "eth0", outAddrs, nodeAddrs, true)
 }
 
-// connect makes a veth pair between a and b, puts the addresses on its ends, and routes each side's
-// peers over it; with viaPeer the first peer of each family is also that side's default gateway.
+// connect creates a veth pair between a and b, adds the addresses to its ends, and routes each side's peers over it;
+// with viaPeer the first peer of each family is also that side's default gateway.
 func connect(a *Host, aName string, aAddrs, aPeers []netip.Addr, aDefault bool,
 	b *Host, bName string, bAddrs, bPeers []netip.Addr, bDefault bool) error {
 	err := a.Do(func() error {
@@ -105,7 +105,7 @@ func connect(a *Host, aName string, aAddrs, aPeers []netip.Addr, aDefault bool,
 	if err != nil {
 		return fmt.Errorf("veth %s to host %s: %w", aName, b.Name, err)
 	}
-	// Both ends up before the routes: an IPv6 route over a link without a carrier is dead at first.
+	// Both ends are up before the routes: an IPv6 route over a link without a carrier is dead at first.
 	for _, end := range []struct {
 		h     *Host
 		link  string
@@ -143,8 +143,8 @@ func address(name string, addrs []netip.Addr) error {
 	return netlink.LinkSetUp(link)
 }
 
-// route sends peers, and with isDefault everything else, over a link. addrs are the sources, in the
-// order of the peers.
+// route sends peers, and with isDefault everything else, over a link. addrs are the sources, in the order of the
+// peers.
 func route(name string, addrs, peers []netip.Addr, isDefault bool) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
@@ -167,7 +167,7 @@ func route(name string, addrs, peers []netip.Addr, isDefault bool) error {
 	return nil
 }
 
-// hostNet is the network that holds a and nothing else.
+// hostNet returns the network that contains only a.
 func hostNet(a netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
 }

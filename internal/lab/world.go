@@ -16,11 +16,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Environment variables by which a process knows what it is in. They are the lab's only state outside
-// of its values, because nothing else survives an exec.
+// Environment variables that describe a process's place. They are the lab's only state outside of its values, because
+// nothing else survives an exec.
 const (
-	// envWorld holds the process id of the parent that made the private world. A process is inside
-	// only if that is its own parent, so that programs which inherit the variable are not.
+	// envWorld holds the process id of the parent that made the private world. A process is inside only if that is
+	// its own parent, so that programs which inherit the variable are not.
 	envWorld = "LOCALCACHE_LAB_WORLD"
 	// envRefused holds the kernel's reason why there is no private world.
 	envRefused = "LOCALCACHE_LAB_REFUSED"
@@ -40,17 +40,17 @@ func Init() {
 	}
 }
 
-// Enter brings the program into a private world: new network and mount namespaces (and a user
-// namespace, when the caller is not root), in which /run is an empty tmpfs, so that the xtables lock
-// is the world's own, and no link exists but loopback.
+// Enter brings the program into a private world: new network and mount namespaces (and a user namespace, if the
+// caller is not root), in which /run is an empty tmpfs, so that the xtables lock is the world's own, and no link
+// exists but loopback.
 //
-// The first call runs this same program again inside of such a world, with the same arguments,
-// standard files and forwarded signals, and waits. It then returns inside == false and the exit status
-// of that run (128 plus the signal's number, if a signal ended it), with which the caller should exit.
-// In the second run Enter returns inside == true at once.
+// The first call runs this same program again inside of such a world, with the same arguments, standard files and
+// forwarded signals, and waits. It then returns inside == false and the exit status of that run (128 plus the
+// signal's number, if a signal ended it), with which the caller should exit. In the second run Enter returns inside
+// == true at once.
 //
-// The world dies with this process, also on SIGKILL. An error that wraps ErrRefused means that the
-// kernel allows none of it.
+// The world dies with this process, even after SIGKILL. An error that wraps ErrRefused means that the kernel allows
+// none of it.
 func Enter() (inside bool, status int, err error) { return enter(nil) }
 
 // enter is Enter. The files, which it closes, and the environment are passed on to the run inside.
@@ -60,12 +60,12 @@ func enter(files []*os.File, env ...string) (inside bool, status int, err error)
 	}
 	defer func() {
 		for _, f := range files {
-			_ = f.Close() // unless the run inside has them, which closes them here
+			_ = f.Close() // unless the run inside has them and closes them
 		}
 	}()
 	status, err = runInside(os.Geteuid() != 0, files, env)
 	if errors.Is(err, unix.EPERM) && os.Geteuid() == 0 {
-		// Root without CAP_SYS_ADMIN, as in most containers: the way of an ordinary user may be open.
+		// Root without CAP_SYS_ADMIN, as in most containers, may still create a user namespace.
 		status, err = runInside(true, files, env)
 	}
 	if err != nil {
@@ -78,8 +78,8 @@ func enter(files []*os.File, env ...string) (inside bool, status int, err error)
 //
 //	func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 //
-// Where the kernel refuses a lab the tests run all the same, New returns an error that wraps
-// ErrRefused, and Start skips. LOCALCACHE_LAB_REQUIRED=1 makes that a failure. With -short no lab is made.
+// If the kernel refuses a lab the tests run all the same, New returns an error that wraps ErrRefused, and Start
+// skips. LOCALCACHE_LAB_REQUIRED=1 makes that a failure. With -short no lab is made.
 func Main(m interface{ Run() int }) int {
 	Init()
 	flag.Parse()
@@ -119,8 +119,8 @@ func insideWorld() bool {
 	return os.Getenv(envWorld) == strconv.Itoa(os.Getppid())
 }
 
-// AsUser reports whether the world is an ordinary user's, so that entering it from outside takes its
-// user namespace too. It is meant for a process inside.
+// AsUser reports whether the world belongs to an ordinary user, so that entering it from outside takes its user
+// namespace too. Call it inside.
 func AsUser() bool {
 	// An ordinary user's world knows a single user; the machine's map has all of them.
 	content, err := os.ReadFile("/proc/self/uid_map")
@@ -198,7 +198,7 @@ func furnish() error {
 	if _, err := os.Stat(worldMark); err == nil {
 		return nil
 	}
-	// Slave, not private: what the machine unmounts later is unmounted here too and not kept busy.
+	// Slave, not private: a file system that the machine unmounts later is unmounted here too and not kept busy.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return refusal(fmt.Errorf("make the mounts private: %w", err))
 	}
@@ -220,8 +220,8 @@ func furnish() error {
 	return nil
 }
 
-// refusal turns an error of the kernel about namespaces into one that names the setting behind it.
-// Errors of another kind return as they are.
+// refusal turns an error of the kernel about namespaces into one that names the responsible setting. Other errors are
+// returned unchanged.
 func refusal(err error) error {
 	var hints []string
 	switch {

@@ -13,7 +13,7 @@ type Zone struct {
 	mu      sync.RWMutex
 	origins []string                               // longest match decides the SOA of negative answers
 	sets    map[string][]dns.RR                    // by lower-case owner
-	exists  map[string]int                         // owners and the names above them: how many sets keep them alive
+	exists  map[string]int                         // owners and the names above them, with the number of records sets that need them
 	below   map[string]func(owner string) []dns.RR // for any name below the key that is not listed
 	minTTL  uint32                                 // seconds, of negative answers
 }
@@ -23,8 +23,8 @@ func newZone(minTTL uint32, origins ...string) *Zone {
 		below: map[string]func(string) []dns.RR{}, minTTL: minTTL}
 }
 
-// Set replaces the records of a name; without records the name ceases to exist. Each record is the
-// text of a master file line without the owner: "30 IN A 10.233.0.1".
+// Set replaces the records of a name; without records the name ceases to exist. Each record is the text of a master
+// file line without the owner: "30 IN A 10.233.0.1".
 func (z *Zone) Set(name string, records ...string) error {
 	name = dns.CanonicalName(name)
 	rrs := make([]dns.RR, 0, len(records))
@@ -80,8 +80,7 @@ func (z *Zone) add(name, record string) {
 	z.mustSet(name, append(records, record)...)
 }
 
-// synthesize makes every unlisted name below a domain exist, with the records that f returns; none
-// means NXDOMAIN.
+// synthesize makes every unlisted name below a domain exist, with the records that f returns; none means NXDOMAIN.
 func (z *Zone) synthesize(domain string, f func(owner string) []dns.RR) {
 	z.below[dns.CanonicalName(domain)] = f
 }
@@ -134,7 +133,7 @@ func (z *Zone) answer(query *dns.Msg) *dns.Msg {
 			if len(m.Answer) == 0 {
 				m.Rcode = dns.RcodeRefused
 			}
-			return m // an alias to somewhere else: the client goes on from there
+			return m // an alias to another zone: the client continues from there
 		}
 		m.Authoritative = true
 		rrs, exists := z.lookup(name)
