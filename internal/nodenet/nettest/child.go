@@ -16,7 +16,7 @@ import (
 // childVar holds the childSpec of a test process that is another process of the node.
 const childVar = "NODENET_TEST_CHILD"
 
-// ChildSpec is what another process of the node does: it takes names and opens sockets.
+// ChildSpec says what another process of the node does: it takes names and opens sockets.
 type ChildSpec struct {
 	UID    int    // 0: the test's own
 	Owner  string // "": takes no names
@@ -27,8 +27,8 @@ type ChildSpec struct {
 // Stranger is a user that the test is not, and has no rights.
 const Stranger = 4711
 
-// StartChild starts a process in the namespace of the test and waits until it has done what s says. The
-// returned func ends it and waits; it may be called twice.
+// StartChild starts a process in the namespace of the test and waits until it has done what s says. The returned func
+// ends it and waits; it may be called twice.
 func StartChild(t *testing.T, s ChildSpec) (pid int, end func()) {
 	t.Helper()
 	if s.UID != 0 && os.Geteuid() != 0 {
@@ -72,7 +72,7 @@ func RunChild(t *testing.T, take func(ChildSpec) error) {
 	}
 	var s ChildSpec
 	Must(t, json.Unmarshal([]byte(text), &s))
-	for _, a := range s.Listen { // before it gives up the right to take port 53
+	for _, a := range s.Listen { // before it gives up the right to open port 53
 		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(a))
 		Must(t, err)
 		defer c.Close()

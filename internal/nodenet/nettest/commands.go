@@ -39,7 +39,7 @@ func Need(t *testing.T, programs ...string) {
 
 var volatile = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]|counter packets \d+ bytes \d+`)
 
-// Ruleset is everything that every backend sees of the namespace's rules, without counters.
+// Ruleset returns the namespace's rules as every backend lists them, without counters.
 func Ruleset(t *testing.T) string {
 	t.Helper()
 	Need(t, "iptables-nft-save", "ip6tables-nft-save", "iptables-legacy-save", "ip6tables-legacy-save", "nft")

@@ -115,7 +115,7 @@ func AskEcho(server netip.AddrPort) error {
 	return err
 }
 
-// DropNetAdmin takes the capability from the test's own thread, which ends with the test.
+// DropNetAdmin removes the capability from the test's own thread, which ends with the test.
 func DropNetAdmin(t *testing.T) {
 	t.Helper()
 	hdr := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}

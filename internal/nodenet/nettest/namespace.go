@@ -18,14 +18,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The variable tells a test process that it is the one inside the namespaces ("yes"), or why there are
-// none.
+// insideVar is set to "yes" in a test process inside the namespaces, or to the reason why there are none.
 const insideVar = "NODENET_TEST_INSIDE"
 
-// Main is the body of TestMain. It runs the tests in a network and a mount namespace of their own, so that nothing they do to
-// links, rules, /run/xtables.lock or abstract sockets is seen by the machine. An ordinary user gets both
-// inside a user namespace. Where the kernel grants none of it, the tests that need a namespace are
-// skipped and say why.
+// Main is the body of TestMain. It runs the tests in a network and a mount namespace of their own, so that they do
+// not affect the machine's links, rules, /run/xtables.lock or abstract sockets. An ordinary user gets both inside a
+// user namespace. If the kernel allows none of it, or with -short, the tests that need a namespace are skipped and
+// say why.
 func Main(m *testing.M) int {
 	flag.Parse()
 	if testing.Short() && os.Getenv(insideVar) == "" {
@@ -70,7 +69,7 @@ func runInside() (int, error) {
 		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
 	cmd.SysProcAttr = attr
-	// An interrupt from the terminal goes to both processes; this one only has to outlive the other.
+	// The terminal sends an interrupt to both processes; this one only has to outlive the other.
 	signal.Ignore(os.Interrupt)
 	defer signal.Reset(os.Interrupt)
 	if err := cmd.Start(); err != nil {
@@ -84,7 +83,7 @@ func runInside() (int, error) {
 	return 0, err
 }
 
-// ownMounts gives the process a /run of its own, for the lock files of iptables.
+// ownMounts gives the process its own /run, for the lock files of iptables.
 func ownMounts() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make the mounts private: %w", err)
@@ -101,20 +100,20 @@ type Namespace struct {
 	Handle netns.NsHandle
 }
 
-// NewNamespace makes a network namespace with nothing in it but lo, up, and puts the calling goroutine,
-// the test's own, into it. Its thread is locked and dies with it. Whatever the test starts on other
-// goroutines has to be started with Go to be in the namespace as well.
+// NewNamespace creates a network namespace with only lo, up, and moves the calling goroutine, the test's own, into
+// it. Its thread is locked and ends with it. Other goroutines of the test must be started with Go to be in the
+// namespace as well.
 func NewNamespace(t *testing.T) *Namespace {
 	t.Helper()
 	n := NewPod(t)
-	runtime.LockOSThread() // never unlocked: the thread is not fit for anything else afterwards
+	runtime.LockOSThread() // never unlocked: the thread cannot be used for anything else afterwards
 	if err := netns.Set(n.Handle); err != nil {
 		t.Fatalf("enter the network namespace: %v", err)
 	}
 	return n
 }
 
-// NewPod makes a network namespace like newNamespace, but leaves the test where it is.
+// NewPod creates a network namespace like NewNamespace, but leaves the test where it is.
 func NewPod(t *testing.T) *Namespace {
 	t.Helper()
 	if s := os.Getenv(insideVar); s != "yes" {

@@ -29,7 +29,7 @@ type Topology struct {
 	DNS  *Namespace
 }
 
-// NewTopology makes the namespaces, links and addresses of both families.
+// NewTopology creates the namespaces, links and addresses of both families.
 func NewTopology(t *testing.T) *Topology {
 	t.Helper()
 	top := &Topology{Node: NewNamespace(t), Pod: NewPod(t), DNS: NewPod(t)}
@@ -85,7 +85,7 @@ func handleAt(t *testing.T, ns netns.NsHandle) *netlink.Handle {
 	return h
 }
 
-// addAddrs sets the link up and gives it addresses, those of IPv6 without duplicate address detection.
+// addAddrs sets the link up and adds addresses, those of IPv6 without duplicate address detection.
 func addAddrs(t *testing.T, h *netlink.Handle, link string, addrs ...string) {
 	t.Helper()
 	l, err := h.LinkByName(link)
@@ -241,9 +241,9 @@ func Ask(c net.Conn) string {
 	return name
 }
 
-// AskFresh asks times times, each with a socket of its own, and counts the answers by server. The UDP
-// sockets stay open until the test ends: a port that the kernel handed out again would make the query one
-// of an older flow, which connection tracking sends where it went before.
+// AskFresh asks times times, each with a new socket, and counts the answers by server. The UDP sockets stay open
+// until the test ends: a reused port would make the query part of an older flow, which connection tracking sends to
+// the same server again.
 func (n *Namespace) AskFresh(network, to string, times int) map[string]int {
 	n.T.Helper()
 	answers := make(map[string]int)
@@ -273,7 +273,7 @@ func Conntracked(t *testing.T, addr netip.Addr) int {
 	}))
 }
 
-// DialFrom opens a client's socket with a given source port, which may have been another's just before.
+// DialFrom opens a client's socket with a given source port, which another socket may have used just before.
 func (n *Namespace) DialFrom(network, from, to string) (c net.Conn, err error) {
 	at := netip.MustParseAddrPort(from)
 	d := net.Dialer{Timeout: 1500 * time.Millisecond, LocalAddr: net.Addr(net.TCPAddrFromAddrPort(at)),
@@ -295,7 +295,7 @@ func (n *Namespace) DialFrom(network, from, to string) (c net.Conn, err error) {
 	return c, err
 }
 
-// AskFrom asks from a given source port and returns the name of the server, or what went wrong.
+// AskFrom asks from a given source port and returns the name of the server, or the error.
 func (n *Namespace) AskFrom(network, from, to string) (string, net.Conn) {
 	c, err := n.DialFrom(network, from, to)
 	if err != nil {

@@ -20,21 +20,20 @@ import (
 )
 
 const (
-	// netlinkWait bounds one exchange with the kernel. It holds its own lock while it changes rules,
-	// on a busy node for a second or two.
+	// netlinkWait bounds one exchange with the kernel, which holds its own lock while it changes rules, on a busy
+	// node for a second or two.
 	netlinkWait = 5 * time.Second
 	// netlinkBuffer holds the kernel's answers to one batch, two for each rule at about 1 KiB each
 	// with the kernel's own overhead, for some dozens of addresses.
 	netlinkBuffer = 4 << 20
-	// dumpTries bounds how often reading starts anew because another program changed its rules
-	// meanwhile.
+	// dumpTries bounds how often a reading is repeated because another program changed its rules meanwhile.
 	dumpTries = 5
 )
 
-// Backend is the Firewall that talks to nf_tables through netlink and needs no program.
+// Backend is the rule.Backend that talks to nf_tables through netlink and needs no program.
 //
-// The owner has one table of the inet family, and nobody else's rules are in it. It is replaced as a
-// whole in one transaction, so that packets meet either the old table or the new.
+// The owner has one table of the inet family, which holds no rules of other programs. It is replaced in one
+// transaction, so that packets meet either the old table or the new.
 type Backend struct {
 	owner  string
 	table  *nftables.Table
@@ -80,8 +79,8 @@ func (f *Backend) transact(ctx context.Context, fill func(*nftables.Conn)) error
 	return nil
 }
 
-// Read reads what the owner has. Reading takes several exchanges; it starts anew where the rules of
-// the node changed in between.
+// Read reads the owner's table. Reading takes several exchanges; it starts again if the rules of the node changed in
+// between.
 func (f *Backend) Read(ctx context.Context) (s nftState, err error) {
 	for range dumpTries {
 		if s, err = f.readOnce(ctx); !errors.Is(err, unix.EINTR) {
@@ -148,7 +147,7 @@ func withNetlink(ctx context.Context, f func(*netlink.Conn) error) (err error) {
 	return f(nl)
 }
 
-// nftWantedChain is a chain that is to be there, and its rules.
+// nftWantedChain is a chain that should exist, with its rules.
 type nftWantedChain struct {
 	chain *nftables.Chain
 	rules []Rule
@@ -281,8 +280,8 @@ func (f *Backend) Apply(ctx context.Context, rules []rule.Rule) error {
 	return err
 }
 
-// fill queues the replacement of the table. To delete a table that may not exist it is first added,
-// which is no error where it does.
+// fill queues the replacement of the table. The table is added before it is deleted, which is no error if it exists,
+// because deleting a missing table is one.
 func (f *Backend) fill(c *nftables.Conn, rules []rule.Rule) {
 	c.AddTable(f.table)
 	c.DelTable(f.table)
@@ -310,15 +309,14 @@ func (f *Backend) Remove(ctx context.Context) (removed []string, err error) {
 	return removed, err
 }
 
-// RemoveNodeCache implements Firewall. It reaches what iptables-nft has put into the kernel, and
-// iptables-legacy's rules where the program is there.
+// RemoveNodeCache implements rule.Backend. It removes what iptables-nft has put into the kernel, and
+// iptables-legacy's rules if that program exists.
 func (f *Backend) RemoveNodeCache(ctx context.Context) (removed []string, err error) {
 	return f.removeLeftovers(ctx, nil)
 }
 
-// Try builds a table with one base chain of the nat type and one rule, and deletes it, all in one
-// transaction: the kernel says whether it could, and no packet ever meets it. The table's name is that of
-// no owner.
+// Try builds a table with one base chain of the nat type and one rule, and deletes it, all in one transaction: the
+// kernel reports whether it is possible, and no packet ever meets it. The table's name belongs to no owner.
 func (f *Backend) Try(ctx context.Context, exprs ...expr.Any) error {
 	return f.transact(ctx, func(c *nftables.Conn) {
 		t := c.AddTable(&nftables.Table{Name: "localcache_try-" + rule.OwnerTag(f.owner), Family: f.table.Family})

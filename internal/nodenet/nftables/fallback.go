@@ -33,7 +33,7 @@ func (f *Backend) Fallback(ctx context.Context, like rule.Rule) ([]netip.AddrPor
 	return servers, nil
 }
 
-// nftTarget finds the address and port that a rule's expressions put into registers 1 and 2.
+// nftTarget returns the address and port that a rule's expressions put into registers 1 and 2.
 func nftTarget(exprs string) (netip.AddrPort, bool) {
 	var values [][]byte
 	for rest := exprs; ; {

@@ -15,7 +15,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// nftLeftover is a rule of node-cache as nf_tables has it, where iptables-nft has put it.
+// nftLeftover is a rule of node-cache in nf_tables, put there by iptables-nft.
 type nftLeftover struct {
 	table  *nftables.Table
 	chain  string
@@ -30,8 +30,8 @@ func (l nftLeftover) String() string {
 	return fmt.Sprintf("table %s %s: rule of node-cache in chain %s, handle %d", family, l.table.Name, l.chain, l.handle)
 }
 
-// nodeCacheRules returns the rules of node-cache in the tables of iptables-nft, for the addresses or with
-// none given all of them. No program is needed for those.
+// nodeCacheRules returns the rules of node-cache in the tables of iptables-nft, for the addresses or, if none are
+// given, all of them. It needs no program.
 func (f *Backend) nodeCacheRules(ctx context.Context, addrs []netip.Addr) ([]nftLeftover, error) {
 	var found []nftLeftover
 	err := withNetlink(ctx, func(nl *netlink.Conn) error {
@@ -58,9 +58,9 @@ func (f *Backend) nodeCacheRules(ctx context.Context, addrs []netip.Addr) ([]nft
 	return found, err
 }
 
-// isNodeCache tells whether a rule has node-cache's comment, and one of the addresses if any are given.
-// iptables-nft keeps the comment in a match of xtables, with the text as its data, or with the rule;
-// an address is what is compared with.
+// isNodeCache reports whether a rule has node-cache's comment, and one of the addresses if any are given.
+// iptables-nft keeps the comment in a match of xtables, with the text as its data, or with the rule; an address is
+// the operand of a comparison.
 func isNodeCache(r ruleText, addrs []netip.Addr) bool {
 	return slices.ContainsFunc([]string{rule.NodeCacheNoTrack, rule.NodeCacheAccept}, func(c string) bool {
 		return r.comment == c || strings.Contains(r.exprs, "="+hex.EncodeToString([]byte(c+"\x00")))
@@ -69,7 +69,7 @@ func isNodeCache(r ruleText, addrs []netip.Addr) bool {
 	}))
 }
 
-// removeLeftovers removes the rules of node-cache for the addresses, or with none given all of them.
+// removeLeftovers removes the rules of node-cache for the addresses, or all of them if none are given.
 func (f *Backend) removeLeftovers(ctx context.Context, addrs []netip.Addr) (removed []string, err error) {
 	found, err := f.nodeCacheRules(ctx, addrs)
 	if err == nil && len(found) > 0 {

@@ -32,7 +32,7 @@ type nftKernelRule struct {
 	handle uint64
 }
 
-// nftState is what the kernel has of the owner.
+// nftState is the owner's state in the kernel.
 type nftState struct {
 	exists  bool
 	dormant bool // the table is there and switched off
@@ -43,9 +43,9 @@ type nftState struct {
 // nftaBitwiseOp is NFTA_BITWISE_OP of linux/netfilter/nf_tables.h, which x/sys does not have.
 const nftaBitwiseOp = 6
 
-// nftDump reads the rules of a table, or with a chain named of that chain; there are none where there
-// is no such table or chain. google/nftables (v0.3.0) leaves out expressions that it does not
-// know when it reads, the socket expression among them, so that the attributes are read here.
+// nftDump reads the rules of a table, or of a chain if one is named; the result is empty if there is no such table or
+// chain. google/nftables (v0.3.0) drops expressions that it does not know when it reads, the socket expression among
+// them, so the attributes are read here.
 func nftDump(conn *netlink.Conn, table *nftables.Table, chain string) ([]nftKernelRule, error) {
 	filter := []netlink.Attribute{{Type: unix.NFTA_RULE_TABLE, Data: []byte(table.Name + "\x00")}}
 	if chain != "" {
@@ -139,7 +139,7 @@ func nftComment(data []byte) string {
 	return ""
 }
 
-// wantedTexts brings rules that are to be written into the form of those that were read.
+// wantedTexts converts rules to be written into the form of rules that were read.
 func wantedTexts(chain string, rules []Rule) ([]ruleText, error) {
 	var texts []ruleText
 	for _, r := range rules {
@@ -160,9 +160,8 @@ func wantedTexts(chain string, rules []Rule) ([]ruleText, error) {
 	return texts, nil
 }
 
-// exprText renders an expression: its name, then each attribute by number, in ascending order, with
-// its value in hexadecimal. What the kernel adds of itself and what the library adds without need is
-// left out.
+// exprText renders an expression: its name, then each attribute by number, in ascending order, with its value in
+// hexadecimal. Attributes that the kernel adds, and needless ones of the library, are left out.
 func exprText(b []byte) (string, error) {
 	attrs, err := netlink.UnmarshalAttributes(b)
 	if err != nil {
@@ -206,9 +205,9 @@ func exprText(b []byte) (string, error) {
 		case name == "socket" && t == expr.NFTA_SOCKET_LEVEL && zero(a.Data):
 			continue // written always, read back only for cgroups
 		case name == "bitwise" && t == nftaBitwiseOp && zero(a.Data):
-			continue // boolean is what there was before there was a choice
+			continue // boolean was the only mode before there was a choice
 		case name == "nat" && t == unix.NFTA_NAT_FLAGS:
-			// That there is an address and a port is what the kernel notes by itself.
+			// The kernel adds the flags for an address and a port itself.
 			const implied = unix.NF_NAT_RANGE_MAP_IPS | unix.NF_NAT_RANGE_PROTO_SPECIFIED
 			if len(a.Data) == 4 && zero([]byte{a.Data[0], a.Data[1], a.Data[2], a.Data[3] &^ implied}) {
 				continue
@@ -223,8 +222,8 @@ func exprText(b []byte) (string, error) {
 	return name + "(" + strings.Join(words, " ") + ")", nil
 }
 
-// nestedData tells whether an attribute holds a value or a verdict (enum nft_data_attributes), which is
-// marked as nested by some and by others not.
+// nestedData reports whether an attribute holds a value or a verdict (enum nft_data_attributes), which some programs
+// mark as nested and others do not.
 func nestedData(name string, attr uint16) bool {
 	switch name {
 	case "cmp":

@@ -25,8 +25,8 @@ type nftChain struct {
 // one of kube-proxy and of iptables (-100, dstnat).
 const priorityFallback = -110
 
-// nftChains are the base chains by hook. A chain is in the table only if it has rules. An accept of the
-// filter chains spares a packet the rest of its own chain only: a drop in another table still drops.
+// nftChains returns the base chains by hook. A chain is in the table only if it has rules. An accept in a filter
+// chain only ends the packet's way through that chain: a drop in another table still drops it.
 func nftChains() map[rule.Hook]nftChain {
 	raw, filter := *nftables.ChainPriorityRaw, *nftables.ChainPriorityFilter
 	return map[rule.Hook]nftChain{
@@ -58,8 +58,8 @@ func (r Rule) userData() []byte {
 	return userdata.AppendString(nil, userdata.TypeComment, r.comment)
 }
 
-// rulesFor are the rules that r becomes: as many as it takes for the socket match, and for DNAT one for
-// each target.
+// rulesFor returns the nftables rules for r: several if the socket match needs them, and for DNAT one for each
+// target.
 func rulesFor(r rule.Rule) []Rule {
 	match := nftMatch(r)
 	with := func(comment string, extra ...expr.Any) Rule {
@@ -69,8 +69,8 @@ func rulesFor(r rule.Rule) []Rule {
 	case rule.NoTrack:
 		return nftNoTrack(r, with)
 	case rule.DNAT:
-		// As with iptables: the first rule takes each nth flow of n targets, the next each (n-1)th
-		// of the rest, the last what is left.
+		// As with iptables: the first rule takes each nth flow of n targets, the next each (n-1)th of the rest, the
+		// last the remainder.
 		rules := make([]Rule, 0, len(r.Targets))
 		for i, t := range r.Targets {
 			var exprs []expr.Any
@@ -95,12 +95,12 @@ func rulesFor(r rule.Rule) []Rule {
 	}
 }
 
-// nftNoTrack asks for a socket the way that the kernel answers. nft's socket expression
-// (net/netfilter/nft_socket.c) has no value for "wildcard" where the socket it finds is not a full one:
-// the request socket between a SYN and its ACK, or one in TIME_WAIT. A rule that asks for "wildcard 0"
-// then does not match, and the packet is lost to the listener. "transparent" has a value for each
-// socket, so that "transparent 0" means no more than that there is one. For a socket that is bound to
-// the very address the foreign ones are therefore sent away first, and who is left is taken.
+// nftNoTrack matches a socket in a form that the kernel can evaluate. nft's socket expression
+// (net/netfilter/nft_socket.c) has no value for "wildcard" if the socket is not a full one: the request socket
+// between a SYN and its ACK, or one in TIME_WAIT. A rule with "wildcard 0" then does not match, and the packet is
+// lost to the listener. "transparent" has a value for each socket, so that "transparent 0" only means that there is
+// one. For a socket bound to exactly the address, packets of wildcard sockets are therefore returned first, and the
+// rest is taken.
 func nftNoTrack(r rule.Rule, with func(string, ...expr.Any) Rule) []Rule {
 	socket := func(key expr.SocketKey, value byte, then expr.Any) Rule {
 		return with(rule.CommentNoTrack, &expr.Socket{Key: key, Register: unix.NFT_REG_1}, equal([]byte{value}), then)
@@ -118,8 +118,8 @@ func nftNoTrack(r rule.Rule, with func(string, ...expr.Any) Rule) []Rule {
 	}
 }
 
-// nftMatch are the expressions for everything but the socket and the verdict, in the order in which nft
-// itself writes them, so that it lists them in its short form.
+// nftMatch returns the expressions for everything but the socket and the verdict, in the order in which nft itself
+// writes them, so that it lists them in its short form.
 func nftMatch(r rule.Rule) []expr.Any {
 	family, srcAt, dstAt, length := byte(unix.NFPROTO_IPV4), uint32(12), uint32(16), uint32(4)
 	if r.Is6() {
