@@ -13,6 +13,7 @@ import (
 
 	"localcache.dev/localcache/internal/api"
 	"localcache.dev/localcache/internal/apiclient/render"
+	"localcache.dev/localcache/internal/doctor"
 )
 
 // topFlags are the flags of top.
@@ -211,11 +212,14 @@ func (f *topFlags) upstreams(ctx context.Context, query url.Values) error {
 	return nil
 }
 
-// upstreamState says whether an upstream answers, as far as it was asked or probed.
+// upstreamState says whether an upstream answers: in the shown window by the thresholds of package doctor, else as far as it
+// was asked or probed.
 func upstreamState(u *api.Upstream, now time.Time) string {
 	switch {
 	case u.FailingSince != nil:
 		return "failing since " + render.Age(now.Sub(*u.FailingSince))
+	case doctor.Fails(u.Exchanges, u.Failures) != doctor.OK:
+		return "fails"
 	case u.LastAnswer != nil:
 		return "ok"
 	}

@@ -276,7 +276,7 @@ func (r *reflector[R]) watch(ctx context.Context) error {
 		case time.Since(began) >= min(lasting, length/2):
 			r.heard = true
 		}
-		if err == io.EOF { // exactly io.EOF: the server ended the stream
+		if err == io.EOF { //nolint:errorlint // exactly io.EOF: the server ended the stream
 			return nil
 		}
 		return r.ended(fmt.Errorf("watch %s: %w", r.res, err))

@@ -203,7 +203,7 @@ func (e *events) next() (*watchEvent, error) {
 	e.ev.Type, e.ev.Object = "", e.ev.Object[:0]
 	err := e.dec.Decode(&e.ev)
 	switch {
-	case err == io.EOF: // exactly io.EOF: a wrapped one comes from the connection
+	case err == io.EOF: //nolint:errorlint // exactly io.EOF: a wrapped one comes from the connection
 		return nil, io.EOF
 	case err != nil:
 		return nil, broken(err)
