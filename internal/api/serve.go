@@ -14,7 +14,7 @@ import (
 const (
 	// maxConnections of one listener: others wait in its queue.
 	maxConnections = 32
-	// A request is two lines; an answer of a full state is a few megabytes.
+	// headerTimeout and the bounds below fit a request of two lines; an answer of a full state is a few megabytes.
 	headerTimeout = 3 * time.Second
 	writeTimeout  = 15 * time.Second
 	idleTimeout   = 30 * time.Second

@@ -1,3 +1,5 @@
+// Package apiclient holds the subcommands that ask a running cache through its API: top, queries, pods, status and raw. They
+// ask the cache of one node, or through package fleet those of all nodes, and print with package render.
 package apiclient
 
 import (
@@ -262,7 +264,7 @@ func (a *Command) notes(m *api.Metadata) {
 	}
 }
 
-// run shows once, or with --watch until a signal.
+// Run shows once, or with --watch until a signal.
 func (a *Command) Run(show func(ctx context.Context) error) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

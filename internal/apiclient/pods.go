@@ -21,6 +21,7 @@ func newPodsFlags(stdout, stderr io.Writer) *Command {
 	return a
 }
 
+// PodsHelp writes the help text of the subcommand pods.
 func PodsHelp(w io.Writer) {
 	fmt.Fprint(w, `Show what one client asked, how long it waited, and its slow and failed queries.
 
@@ -35,6 +36,7 @@ and host, ~other and addresses of several nodes are shown one by one.
 	printFlags(w, newPodsFlags(io.Discard, io.Discard))
 }
 
+// Pods runs the subcommand pods and returns its exit status.
 func Pods(args []string, stdout, stderr io.Writer) int {
 	a := newPodsFlags(stdout, stderr)
 	rest, status, ok := a.parse(args, 1, PodsHelp)

@@ -42,6 +42,7 @@ func newQueriesFlags(stdout, stderr io.Writer) *queriesFlags {
 	return f
 }
 
+// QueriesHelp writes the help text of the subcommand queries.
 func QueriesHelp(w io.Writer) {
 	fmt.Fprint(w, `Show the latest queries that were slow or failed, with each exchange that they waited for.
 
@@ -57,6 +58,7 @@ Examples:
 	printFlags(w, newQueriesFlags(io.Discard, io.Discard).Command)
 }
 
+// Queries runs the subcommand queries and returns its exit status.
 func Queries(args []string, stdout, stderr io.Writer) int {
 	f := newQueriesFlags(stdout, stderr)
 	if _, status, ok := f.parse(args, 0, QueriesHelp); !ok {

@@ -17,6 +17,7 @@ func newRawFlags(stdout, stderr io.Writer) *Command {
 	return newRequestCommand("raw", stdout, stderr)
 }
 
+// RawHelp writes the help text of the subcommand raw.
 func RawHelp(w io.Writer) {
 	fmt.Fprint(w, `Print what the cache answers to a path of its API, as JSON in one line. Refusals are JSON too, of the kind Error.
 
@@ -33,6 +34,7 @@ The status is 0 with an answer, 1 without one or with a refusal, 2 where path or
 	printFlags(w, newRawFlags(io.Discard, io.Discard))
 }
 
+// Raw runs the subcommand raw and returns its exit status.
 func Raw(args []string, stdout, stderr io.Writer) int {
 	a := newRawFlags(stdout, stderr)
 	rest, status, ok := a.parse(args, 1, RawHelp)

@@ -19,6 +19,7 @@ func newStatusFlags(stdout, stderr io.Writer) *Command {
 	return a
 }
 
+// StatusHelp writes the help text of the subcommand status.
 func StatusHelp(w io.Writer) {
 	fmt.Fprint(w, `Show whether the cache runs, what it has done in the last minutes, and where its diagnostics listen.
 
@@ -30,6 +31,7 @@ The JSON and YAML are those of /statusz. With --all-nodes there is a line for ea
 	printFlags(w, newStatusFlags(io.Discard, io.Discard))
 }
 
+// Status runs the subcommand status and returns its exit status.
 func Status(args []string, stdout, stderr io.Writer) int {
 	a := newStatusFlags(stdout, stderr)
 	if _, status, ok := a.parse(args, 0, StatusHelp); !ok {

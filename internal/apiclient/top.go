@@ -33,6 +33,7 @@ func newTopFlags(stdout, stderr io.Writer) *topFlags {
 	return f
 }
 
+// TopHelp writes the help text of the subcommand top.
 func TopHelp(w io.Writer) {
 	fmt.Fprint(w, `Show who asks most, what is asked for, or how the upstreams do.
 
@@ -51,6 +52,7 @@ With --all-nodes upstreams are summed, with the nodes where they fail; -o wide l
 	printFlags(w, newTopFlags(io.Discard, io.Discard).Command)
 }
 
+// Top runs the subcommand top and returns its exit status.
 func Top(args []string, stdout, stderr io.Writer) int {
 	f := newTopFlags(stdout, stderr)
 	rest, status, ok := f.parse(args, 1, TopHelp)

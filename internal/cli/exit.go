@@ -1,3 +1,4 @@
+// Package cli holds what all subcommands share: exit statuses and the help text of flags.
 package cli
 
 // Exit statuses of every subcommand.

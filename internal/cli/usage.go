@@ -52,6 +52,7 @@ func WaitFor(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// FlagNames returns the names of all flags.
 func FlagNames(fs *flag.FlagSet) []string {
 	var names []string
 	fs.VisitAll(func(f *flag.Flag) { names = append(names, "-"+f.Name) })

@@ -1,3 +1,5 @@
+// Package demo runs localcache in a private lab of network namespaces, shows what it does, and checks promises about it. It is
+// the program localcache-demo.
 package demo
 
 import (

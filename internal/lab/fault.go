@@ -11,6 +11,7 @@ import (
 // Transport is UDP or TCP; the zero value means both.
 type Transport string
 
+// The transports.
 const (
 	UDP Transport = "udp"
 	TCP Transport = "tcp"
@@ -30,6 +31,7 @@ type Fault struct {
 // CloseFault says when a server closes a TCP connection that it should have kept.
 type CloseFault int
 
+// When a server closes a TCP connection.
 const (
 	CloseNever     CloseFault = iota
 	CloseOnAccept             // at once, before any query is read

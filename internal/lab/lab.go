@@ -43,7 +43,7 @@ type Lab struct {
 	dir   string
 }
 
-// The address plan, after a kubespray cluster: pods in 10.233.64.0/18, Services in 10.233.0.0/18. The
+// plan is the address plan, as in a kubespray cluster: pods in 10.233.64.0/18, Services in 10.233.0.0/18. The
 // outside world has documentation addresses (RFC 5737, RFC 3849).
 var plan = struct {
 	node, node6         netip.Addr // the pods' gateway, on every pod's link

@@ -13,6 +13,7 @@ import (
 // first one works without tools.
 type Proxy string
 
+// The packet filters.
 const (
 	ProxyNFTables       Proxy = ""                // kube-proxy's nftables mode
 	ProxyIPTablesNFT    Proxy = "iptables-nft"    // its iptables mode, by iptables-nft-restore(8)

@@ -1,3 +1,4 @@
+// Package memory tunes the garbage collector to the load and the memory limit, and returns memory that the start needed.
 package memory
 
 import (

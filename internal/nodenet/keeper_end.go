@@ -35,7 +35,7 @@ func (k *Keeper) Drain(ctx context.Context) error {
 	}
 	if serving := serving(peers); len(serving) > 0 {
 		k.cfg.Log.Infof("queries are left to another localcache process, %s", process.DescribePeers("/proc", serving))
-		k.Leave(w, true)
+		k.leave(w, true)
 		return nil
 	}
 	if len(w.fallback()) == 0 {
@@ -48,14 +48,14 @@ func (k *Keeper) Drain(ctx context.Context) error {
 	k.draining = true
 	k.mu.Unlock()
 	k.board.Update(func(s *status.Status) { s.Draining = true })
-	k.Leave(w, false)
+	k.leave(w, false)
 	k.cfg.Log.Infof("new queries go to the fallback")
 	return nil
 }
 
 // leave makes the sockets take no more queries. It includes TCP only if another process has listeners: the kernel
 // then sends new connections to those, whereas closing a listener resets the connections that it has not accepted.
-func (k *Keeper) Leave(w *desiredState, tcp bool) {
+func (k *Keeper) leave(w *desiredState, tcp bool) {
 	n, err := sockets.LeaveUDP(w.spec.Addresses, w.spec.Port, w.spec.Wildcard)
 	if err == nil && n == 0 {
 		err = fmt.Errorf("no UDP socket of this process is bound to %s", join(w.spec.Addresses))

@@ -26,6 +26,3 @@ func (l Loss) String() string {
 	}
 	return fmt.Sprintf("loss(%d)", uint8(l))
 }
-
-// MarshalText writes the name, for JSON.
-func (l Loss) MarshalText() ([]byte, error) { return []byte(l.String()), nil }

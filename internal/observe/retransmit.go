@@ -21,11 +21,11 @@ const (
 	retry     = 5000
 	muslRetry = 2500
 
-	// Timers fire late, never early, but the two questions' ways differ.
+	// early is how much too early a repetition may arrive: timers never fire early, but the two questions' paths differ.
 	early = 20
-	// glibc and musl wait in poll(2), and are known by their IDs: a throttled pod is welcome.
+	// lateKnown is for glibc and musl, which wait in poll(2) and are recognized by their IDs: a throttled pod may be late.
 	lateKnown = 300
-	// Go is known by the time only.
+	// lateGo is for Go, which is recognized by the time only.
 	lateGo = 90
 	// shortestRetry is below all that resolvers can be set to. Packets that come twice are nearer.
 	shortestRetry = 300
@@ -49,7 +49,7 @@ type wait uint8
 const (
 	// waitNewHalf: the other half arrives, which never arrived before (glibc). Else the reply was lost.
 	waitNewHalf wait = iota
-	// The other half is asked again, too: not Go's way with half a pair. Then a third question decides.
+	// waitBothHalves: the other half is asked again too, which Go does not do for half a pair. Then a third question decides.
 	waitBothHalves
 	// waitRepeatedHalf: the other half is asked again, so it is a new pair. Else the query was lost (Go).
 	waitRepeatedHalf

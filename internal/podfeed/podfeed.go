@@ -31,10 +31,10 @@ const (
 // it says why. Known pods stay when the API server is away, with a remark that they may be out of date.
 type Feed struct {
 	podtable.Directory
-	Node    string
-	Cluster func() (kube.Config, error)
+	node    string
+	cluster func() (kube.Config, error)
 	forget  func(addr netip.Addr, before time.Time) // drops what was counted under the address until then
-	Addrs   func() ([]netip.Addr, error)            // of the node
+	addrs   func() ([]netip.Addr, error)            // of the node
 	log     kube.Logger
 	wake    chan struct{} // capacity 1: wanted has changed
 
@@ -42,17 +42,19 @@ type Feed struct {
 	wanted bool
 }
 
+// New returns a Feed; call Run to start it.
 func New(forget func(netip.Addr, time.Time), log kube.Logger) *Feed {
 	f := &Feed{
-		Node:    os.Getenv(NodeVariable),
-		Cluster: func() (kube.Config, error) { return kube.InCluster(os.Getenv) },
-		forget:  forget, Addrs: InterfaceAddrs, log: log, wake: make(chan struct{}, 1),
+		node:    os.Getenv(NodeVariable),
+		cluster: func() (kube.Config, error) { return kube.InCluster(os.Getenv) },
+		forget:  forget, addrs: interfaceAddrs, log: log, wake: make(chan struct{}, 1),
 	}
 	f.Store(podtable.Unknown("they have not been asked for yet"))
 	return f
 }
 
-func InterfaceAddrs() ([]netip.Addr, error) {
+// interfaceAddrs returns the addresses of this machine, loopback included.
+func interfaceAddrs() ([]netip.Addr, error) {
 	list, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, err
@@ -99,13 +101,13 @@ func (f *Feed) Run(ctx context.Context) {
 
 // access returns how to reach the API server, or why that is not possible and what to do.
 func (f *Feed) access() (kube.Config, error) {
-	cfg, err := f.Cluster()
+	cfg, err := f.cluster()
 	switch {
 	case errors.Is(err, kube.ErrNotInCluster):
 		return cfg, fmt.Errorf("this process is not in a pod of a cluster: %w", err)
 	case err != nil:
 		return cfg, err
-	case f.Node == "":
+	case f.node == "":
 		return cfg, fmt.Errorf("%s is not set, by which the pods of this node are asked for: take it from spec.nodeName (downward API), as the DaemonSet of deploy/ does", NodeVariable)
 	}
 	if err := cfg.Check(); err != nil {
@@ -132,7 +134,7 @@ func (f *Feed) follow(ctx context.Context) {
 	}
 	client := kube.NewClient(cfg)
 	defer client.Close()
-	w := client.WatchPods(f.Node, f.log)
+	w := client.WatchPods(f.node, f.log)
 	watching, cancel := context.WithCancel(ctx)
 	var owned sync.WaitGroup
 	defer owned.Wait()
@@ -191,7 +193,7 @@ func (f *Feed) show(w *kube.PodWatch, waiting string, s *feedState) {
 		}
 		return
 	}
-	addrs, err := f.Addrs()
+	addrs, err := f.addrs()
 	if err != nil && !s.moaned {
 		s.moaned = true
 		f.log.Warningf("which addresses are the node's own: %v; its clients are shown by IP address", err)

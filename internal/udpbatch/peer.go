@@ -50,7 +50,7 @@ func (p *Peer) IPv6() bool {
 // the socket's own address will do.
 func (p *Peer) Control() []byte { return p.control[:p.controlLen] }
 
-// header is a control message's header as the kernel laid it out (cmsg(3)).
+// headerSize is the size of a control message's header (cmsg(3)).
 const headerSize = int(unsafe.Sizeof(unix.Cmsghdr{}))
 
 // readControl reads the control messages of one datagram.

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// An answer is accepted only from one address, to one port, with one ID and one question (RFC 5452). A socket
+	// datagramUses and datagramLife bound the use of a port. An answer is accepted only from one address, to one port, with one ID and one question (RFC 5452). A socket
 	// carries one call at a time, and a port is given up after a few calls and a short time, before open ports can be
 	// found through the kernel's ICMP replies.
 	datagramUses = 32

@@ -55,7 +55,7 @@ const (
 	typeLP       = 107
 	typeAMTRELAY = 260
 
-	// Types of transactions and of questions, TKEY, TSIG and ANY among them (RFC 6895, section 3.1).
+	// typeMetaFirst and typeMetaLast bound the types of transactions and of questions, TKEY, TSIG and ANY among them (RFC 6895, section 3.1).
 	typeMetaFirst = 128
 	typeMetaLast  = 255
 )

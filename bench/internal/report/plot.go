@@ -18,7 +18,7 @@ const (
 	plotPadding = 14
 )
 
-// The colours follow the reader's scheme, and the plot brings its own background, so that it can be read
+// plotStyle uses colours that follow the reader's scheme; the plot brings its own background, so that it can be read
 // also where the page around it has another.
 const plotStyle = `<style>
 .back{fill:#ffffff;stroke:#d0d7de}

@@ -1,3 +1,5 @@
+// Package fleet asks the caches of all nodes of a cluster: it finds their pods with kubectl, asks each of them directly or
+// with kubectl exec, and merges the answers.
 package fleet
 
 import (

@@ -1,3 +1,4 @@
+// Package render prints tables, JSON and YAML for terminals. Text from the network cannot control the terminal.
 package render
 
 import (

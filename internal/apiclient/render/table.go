@@ -18,6 +18,7 @@ type Table struct {
 	marked map[int]bool // rows that report a problem
 }
 
+// Add adds a row; marked says that it reports a problem.
 func (t *Table) Add(marked bool, cells ...string) {
 	if marked {
 		if t.marked == nil {
@@ -58,6 +59,7 @@ func (t *Table) Print(w io.Writer, colour bool) {
 	}
 }
 
+// Printable returns s with control characters escaped.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r >= 0x7f && r < 0xa0 || r == utf8.RuneError {
@@ -82,7 +84,7 @@ func Coloured(w io.Writer) bool {
 	return os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb" && Terminal(w)
 }
 
-// seconds as people read them, in three digits.
+// Short returns a duration in seconds as text of three digits.
 func Short(seconds float64) string {
 	d := time.Duration(seconds * 1e9)
 	switch {
@@ -115,6 +117,7 @@ func Age(d time.Duration) string {
 	return fmt.Sprintf("%dd", int(d.Hours()/24))
 }
 
+// Percent returns part in percent of whole.
 func Percent(part, whole uint64) string {
 	if whole == 0 {
 		return "-"
@@ -122,6 +125,7 @@ func Percent(part, whole uint64) string {
 	return fmt.Sprintf("%.1f%%", 100*float64(part)/float64(whole))
 }
 
+// OrDash returns s, or a dash if it is empty.
 func OrDash(s string) string {
 	if s == "" {
 		return "-"

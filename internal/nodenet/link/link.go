@@ -30,6 +30,7 @@ type Link struct {
 	Kinds []netlink.Link // in the order in which they are tried; see linkKinds
 }
 
+// New returns the Link of the given name. It changes nothing.
 func New(name string, log rule.Logger) *Link {
 	return &Link{Name: name, log: log, Kinds: linkKinds()}
 }
@@ -82,8 +83,10 @@ type State struct {
 	Surplus []netip.Addr // localcache's, not wanted
 }
 
+// Complete reports whether the link exists, is up and has all addresses.
 func (s State) Complete() bool { return s.Link != nil && s.Up && len(s.Missing) == 0 }
 
+// Kind returns the kind of the link; "" if there is none.
 func (s State) Kind() string {
 	if s.Link == nil {
 		return ""
@@ -134,6 +137,7 @@ type Changes struct {
 	Added   []netip.Addr
 }
 
+// Any reports whether anything was changed.
 func (c Changes) Any() bool { return c.Created || c.SetUp || len(c.Added) > 0 }
 
 // maxEnsure bounds how often Ensure starts again because the link was deleted meanwhile.

@@ -12,6 +12,7 @@ import (
 	"time"
 )
 
+// Context returns a context that ends after a minute, or with the test.
 func Context(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
@@ -28,6 +29,7 @@ func Run(t *testing.T, commands string) string {
 	return string(out)
 }
 
+// Need skips the test if one of the programs is missing.
 func Need(t *testing.T, programs ...string) {
 	t.Helper()
 	for _, p := range programs {

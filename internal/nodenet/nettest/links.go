@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Local addresses that tests use.
 var (
 	Local4  = netip.MustParseAddr("169.254.25.10")
 	Local4b = netip.MustParseAddr("10.96.0.10")
@@ -28,6 +29,7 @@ func Must(t *testing.T, err error) {
 	}
 }
 
+// AddLink creates a link, sets it up and adds addresses.
 func AddLink(t *testing.T, l netlink.Link, name string, addrs ...string) netlink.Link {
 	t.Helper()
 	*l.Attrs() = netlink.NewLinkAttrs()
@@ -38,6 +40,7 @@ func AddLink(t *testing.T, l netlink.Link, name string, addrs ...string) netlink
 	return l
 }
 
+// PutAddrs adds addresses to a link, without duplicate address detection.
 func PutAddrs(t *testing.T, l netlink.Link, addrs ...string) {
 	t.Helper()
 	for _, s := range addrs {
@@ -67,6 +70,7 @@ func AddrsOn(t *testing.T, name string) []string {
 	return s
 }
 
+// LinkExists reports whether a link of the name exists.
 func LinkExists(t *testing.T, name string) bool {
 	t.Helper()
 	_, err := netlink.LinkByName(name)

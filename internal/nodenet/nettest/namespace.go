@@ -153,6 +153,7 @@ func (n *Namespace) Go(f func()) {
 	go n.Run(f)
 }
 
+// Run moves the calling thread into the namespace and runs f on it.
 func (n *Namespace) Run(f func()) {
 	runtime.LockOSThread() // never unlocked, so that the thread ends with the goroutine
 	if err := netns.Set(n.Handle); err != nil {
@@ -178,6 +179,7 @@ type Log struct {
 	lines chan string
 }
 
+// NewLog returns a Log for t.
 func NewLog(t *testing.T) *Log { return &Log{t: t, lines: make(chan string, 1000)} }
 
 func (l *Log) put(level, format string, v []any) {
@@ -189,9 +191,14 @@ func (l *Log) put(level, format string, v []any) {
 	}
 }
 
-func (l *Log) Infof(format string, v ...any)    { l.put("INFO", format, v) }
+// Infof implements rule.Logger.
+func (l *Log) Infof(format string, v ...any) { l.put("INFO", format, v) }
+
+// Warningf implements rule.Logger.
 func (l *Log) Warningf(format string, v ...any) { l.put("WARN", format, v) }
-func (l *Log) Errorf(format string, v ...any)   { l.put("ERROR", format, v) }
+
+// Errorf implements rule.Logger.
+func (l *Log) Errorf(format string, v ...any) { l.put("ERROR", format, v) }
 
 // All returns the lines that were logged since the last call.
 func (l *Log) All() []string {

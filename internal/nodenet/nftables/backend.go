@@ -40,6 +40,7 @@ type Backend struct {
 	legacy iptables.Programs // find node-cache's rules in iptables-legacy, which netlink does not show
 }
 
+// New returns the Backend of an owner. leftovers are the iptables programs that see the rules of iptables-legacy.
 func New(owner string, programs iptables.Programs) *Backend {
 	return &Backend{
 		owner:  owner,
@@ -48,9 +49,10 @@ func New(owner string, programs iptables.Programs) *Backend {
 	}
 }
 
+// Name implements rule.Backend.
 func (f *Backend) Name() string { return rule.NFTables }
 
-// Conn opens a connection that ends with ctx or after netlinkWait.
+// conn opens a connection that ends with ctx or after netlinkWait.
 func (f *Backend) conn(ctx context.Context) (*nftables.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err

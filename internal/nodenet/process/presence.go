@@ -46,6 +46,7 @@ import (
 // PeerRole is the role that a process announces.
 type PeerRole string
 
+// The roles.
 const (
 	RolePresent PeerRole = "present"
 	RoleKeeper  PeerRole = "keeper"

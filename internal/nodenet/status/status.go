@@ -110,6 +110,7 @@ type Board struct {
 	s  Status
 }
 
+// NewBoard returns a Board with all counters at zero.
 func NewBoard() *Board {
 	b := &Board{s: Status{Repairs: map[RepairKind]uint64{}, Errors: map[ErrorType]uint64{}}}
 	for _, k := range RepairKinds() {
@@ -121,6 +122,7 @@ func NewBoard() *Board {
 	return b
 }
 
+// Snapshot returns a copy of the Status.
 func (b *Board) Snapshot() Status {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -132,12 +134,14 @@ func (b *Board) Snapshot() Status {
 	return s
 }
 
+// Update changes the Status under the lock.
 func (b *Board) Update(f func(*Status)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f(&b.s)
 }
 
+// Repaired counts a repair.
 func (b *Board) Repaired(k RepairKind) { b.Update(func(s *Status) { s.Repairs[k]++ }) }
 
 // Failed counts each of the errors that err joins and returns it.

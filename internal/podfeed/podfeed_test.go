@@ -1,4 +1,4 @@
-package main
+package podfeed
 
 import (
 	"context"
@@ -17,7 +17,6 @@ import (
 	"localcache.dev/localcache/internal/kube"
 	"localcache.dev/localcache/internal/kube/kubetest"
 	"localcache.dev/localcache/internal/observe"
-	"localcache.dev/localcache/internal/podfeed"
 	podtable "localcache.dev/localcache/internal/pods"
 )
 
@@ -25,7 +24,7 @@ const testNode = "n1"
 
 // feedTest is a podFeed that runs against an API server, and statistics.
 type feedTest struct {
-	*podfeed.Feed
+	*Feed
 	t       *testing.T
 	api     *kubetest.Server
 	dir     string // of token and CA
@@ -58,12 +57,12 @@ func newFeedTest(t *testing.T) *feedTest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f.Feed = podfeed.New(func(a netip.Addr, before time.Time) { f.queries.Forget(a, before) }, f.log)
-	f.Node = testNode
-	f.Cluster = func() (kube.Config, error) {
+	f.Feed = New(func(a netip.Addr, before time.Time) { f.queries.Forget(a, before) }, f.log)
+	f.node = testNode
+	f.cluster = func() (kube.Config, error) {
 		return kube.Config{Server: f.api.Address, TokenFile: token, CAFile: ca}, nil
 	}
-	f.Addrs = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("169.254.25.10")}, nil }
+	f.addrs = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("169.254.25.10")}, nil }
 	ctx, cancel := context.WithCancel(context.Background())
 	var owned sync.WaitGroup
 	owned.Go(func() { f.Run(ctx) })
@@ -91,10 +90,10 @@ func (f *feedTest) pod(name, uid, ip string, more ...func(meta, spec, status kub
 	f.api.Set(kubetest.Pods, kubetest.Object{"kind": "Pod", "apiVersion": "v1", "metadata": meta, "spec": spec, "status": status})
 }
 
-// ask is a query from an address.
-func (f *feedTest) Ask(ip string) {
+// ask records a query from an address.
+func (f *feedTest) ask(ip string) {
 	f.queries.Record(&observe.Query{
-		Client: netip.AddrPortFrom(netip.MustParseAddr(ip), 4242), Name: wireName("www.example."), Type: 1, Received: time.Now().UnixNano(),
+		Client: netip.AddrPortFrom(netip.MustParseAddr(ip), 4242), Name: []byte("\x03www\x07example\x00"), Type: 1, Received: time.Now().UnixNano(),
 	})
 }
 
@@ -326,22 +325,22 @@ func TestPodFeedWithoutAccess(t *testing.T) {
 		texts   []string
 	}{
 		{"no cluster", func(f *feedTest) {
-			f.Cluster = func() (kube.Config, error) { return kube.InCluster(func(string) string { return "" }) }
+			f.cluster = func() (kube.Config, error) { return kube.InCluster(func(string) string { return "" }) }
 		}, []string{"not in a pod of a cluster", "KUBERNETES_SERVICE_HOST"}},
-		{"no node", func(f *feedTest) { f.Node = "" }, []string{"NODE_NAME is not set", "spec.nodeName"}},
+		{"no node", func(f *feedTest) { f.node = "" }, []string{"NODE_NAME is not set", "spec.nodeName"}},
 		{"no token", func(f *feedTest) {
 			if err := os.Remove(filepath.Join(f.dir, "token")); err != nil {
 				f.t.Fatal(err)
 			}
 		}, []string{"token: no such file", "automountServiceAccountToken: true", "deploy/components/pods adds it"}},
 		{"something else", func(f *feedTest) {
-			f.Cluster = func() (kube.Config, error) { return kube.Config{}, errors.New("nothing works") }
+			f.cluster = func() (kube.Config, error) { return kube.Config{}, errors.New("nothing works") }
 		}, []string{"nothing works"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := newFeedTest(t)
 			c.prepare(f)
-			f.Ask("10.244.1.5")
+			f.ask("10.244.1.5")
 			f.Want(true)
 			f.says(false, c.texts...)
 			if n := f.asked("10.244.1.5"); n != 1 {
@@ -361,7 +360,7 @@ func TestPodFeedWithoutAccess(t *testing.T) {
 
 // TestInterfaceAddrs: the node's own addresses are found.
 func TestInterfaceAddrs(t *testing.T) {
-	addrs, err := podfeed.InterfaceAddrs()
+	addrs, err := interfaceAddrs()
 	if err != nil {
 		t.Fatal(err)
 	}
