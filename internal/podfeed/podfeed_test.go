@@ -158,7 +158,7 @@ func (f *feedTest) until(what string, try func() error) {
 func TestPodFeed(t *testing.T) {
 	const web, other = "10.244.1.5", "10.244.1.6"
 	f := newFeedTest(t)
-	f.Ask(web) // by the pod itself, before the API server is asked
+	f.ask(web) // by the pod itself, before the API server is asked
 	f.pod("web-0", "u1", web, func(meta, _, status kubetest.Object) {
 		meta["ownerReferences"] = []kubetest.Object{{"kind": "StatefulSet", "name": "web", "controller": true}}
 		status["startTime"] = time.Now().Add(-time.Hour).UTC().Format(time.RFC3339)
@@ -193,7 +193,7 @@ func TestPodFeed(t *testing.T) {
 	// The next one asks before its address is known here.
 	f.api.Delete(kubetest.Pods, "shop", "web-0")
 	f.pod("web-0", "u3", "")
-	f.Ask(web)
+	f.ask(web)
 	f.pod("web-0", "u3", web)
 	f.wait(web, "u3")
 	if n := f.asked(web); n != 1 {
@@ -208,7 +208,7 @@ func TestPodFeed(t *testing.T) {
 	f.api.Cut()
 	f.says(true, "as the API server said at", "500 Internal Server Error: etcd is away")
 	f.wait(web, "u3")
-	f.Ask(web)
+	f.ask(web)
 	f.api.Delete(kubetest.Pods, "shop", "web-0")
 	f.pod("api", "u4", web)
 	f.api.Forget() // what happened meanwhile is not told: 410
