@@ -1,3 +1,4 @@
+// Package podfeed keeps the pods of this node, by address, up to date with the Kubernetes API server.
 package podfeed
 
 import (
