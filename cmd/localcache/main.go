@@ -28,7 +28,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"serve", "run the cache on this node (the default)", serve, serveHelp},
-		{"top", "show who asks most, what is asked for, or how the upstreams do", apiclient.Top, apiclient.TopHelp},
+		{"top", "show the busiest clients, the most frequent names, or the upstreams", apiclient.Top, apiclient.TopHelp},
 		{"queries", "show slow and failed queries, with what they waited for", apiclient.Queries, apiclient.QueriesHelp},
 		{"pods", "show one client: its traffic, names, slow and failed queries", apiclient.Pods, apiclient.PodsHelp},
 		{"status", "show whether the cache runs, and how it does", apiclient.Status, apiclient.StatusHelp},

@@ -137,7 +137,7 @@ func (s *server) Run(stdout io.Writer) error {
 	owned.Go(func() { s.pods.Run(ctx) })
 	owned.Go(func() {
 		if err := s.node.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
-			s.log.Errorf("interface and rules are not kept true any more: %v", err)
+			s.log.Errorf("interface and rules are no longer maintained: %v", err)
 		}
 	})
 	if err := s.start(); err != nil {
@@ -300,7 +300,7 @@ func (s *server) load(serverType string) (caddy.Input, error) {
 		for _, line := range skipped {
 			// At each look of the reload directive this would be said again.
 			if _, said := s.skipped.LoadOrStore(fmt.Sprint(name, ":", line), true); !said {
-				s.log.Infof("%s:%d: %s is not added to this block: its first directive has to stand on a line of its own, within braces", name, line, word)
+				s.log.Infof("%s:%d: %s is not added to this block: its first directive must be on a line of its own, within braces", name, line, word)
 			}
 		}
 	}

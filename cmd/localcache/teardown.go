@@ -63,7 +63,7 @@ func teardown(args []string, stdout, stderr io.Writer) int {
 		return cli.ExitUsage
 	}
 	if f.timeout <= 0 {
-		fmt.Fprintf(stderr, "localcache teardown: --timeout %v: it has to be more than 0\n", f.timeout)
+		fmt.Fprintf(stderr, "localcache teardown: --timeout %v: it must be more than 0\n", f.timeout)
 		return cli.ExitUsage
 	}
 	clog.SetOutput(stderr)

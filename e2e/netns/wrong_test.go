@@ -294,7 +294,7 @@ func TestWithoutCapabilities(t *testing.T) {
 	})
 	t.Run("interface", func(t *testing.T) {
 		refusal{stage: withoutNetAdmin, args: []string{"-setupiptables=false"}, says: []string{
-			`^localcache: the node's network: interface nodelocaldns: create it: operation not permitted: the process needs NET_ADMIN for that, or -setupinterface=false where somebody else makes the interface$`,
+			`^localcache: the node's network: interface nodelocaldns: create it: operation not permitted: the process needs NET_ADMIN for that, or -setupinterface=false if another program creates the interface$`,
 		}}.refuse(t, l)
 	})
 	t.Run("port", func(t *testing.T) {

@@ -107,7 +107,7 @@ func (t *Token) check(r *http.Request, role Role) *Error {
 	}
 	want, err := t.current(time.Now())
 	if err != nil {
-		return &Error{Code: http.StatusServiceUnavailable, Reason: "NoToken", Message: "nobody can be let in: the token of this listener cannot be read", Hint: "look at the file that 'access token' names in the Corefile"}
+		return &Error{Code: http.StatusServiceUnavailable, Reason: "NoToken", Message: "access is refused: the token of this listener cannot be read", Hint: "look at the file that 'access token' names in the Corefile"}
 	}
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	got := sha256.Sum256([]byte(strings.TrimSpace(token)))

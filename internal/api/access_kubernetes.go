@@ -210,7 +210,7 @@ func (k *Kubernetes) verdict(ctx context.Context, token string, role Role) (*ver
 	return v, v.err
 }
 
-var errReviewsBusy = &Error{Code: http.StatusServiceUnavailable, Reason: "Busy", Message: "nobody new can be let in: too many tokens are being reviewed", Hint: "ask again in a second"}
+var errReviewsBusy = &Error{Code: http.StatusServiceUnavailable, Reason: "Busy", Message: "access is refused for now: too many tokens are being reviewed", Hint: "ask again in a second"}
 
 func (v *verdict) ready() bool {
 	select {
@@ -299,7 +299,7 @@ func (k *Kubernetes) failure(err error) *Error {
 	defer k.mu.Unlock()
 	if now := k.now(); k.said.IsZero() || now.Sub(k.said) >= saidFor {
 		k.said = now
-		k.log.Warningf("access kubernetes: nobody is let in: %v", err)
+		k.log.Warningf("access kubernetes: access is refused: %v", err)
 	}
-	return &Error{Code: http.StatusServiceUnavailable, Reason: "NoReview", Message: "nobody can be let in: the Kubernetes API server cannot be asked who that is", Hint: hint}
+	return &Error{Code: http.StatusServiceUnavailable, Reason: "NoReview", Message: "access is refused: the Kubernetes API server cannot be asked about the token", Hint: hint}
 }

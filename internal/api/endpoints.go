@@ -219,7 +219,7 @@ func (s *Server) pod(r *http.Request, p *params) (any, *Error) {
 		}
 		return list(s, v, p, "PodDetail", []PodDetail{item}, ""), nil
 	}
-	e := &Error{Code: http.StatusNotFound, Reason: "NotFound", Message: fmt.Sprintf("%s has not asked this node", cut(name)), Hint: "GET /api/v1/pods lists who has"}
+	e := &Error{Code: http.StatusNotFound, Reason: "NotFound", Message: fmt.Sprintf("%s has not asked this node", cut(name)), Hint: "GET /api/v1/pods lists them"}
 	if known, reason := v.pods.Known(); !known && strings.Contains(name, "/") {
 		e.Hint = "ask by IP address, pods are not known: " + reason
 	}

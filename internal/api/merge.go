@@ -34,7 +34,7 @@ type Part struct {
 type Foreign struct{ Reason string }
 
 // Error implements error.
-func (e *Foreign) Error() string { return "the answer is none of localcache: " + e.Reason }
+func (e *Foreign) Error() string { return "the answer does not come from localcache: " + e.Reason }
 
 // kind says how the answers of an endpoint are read and merged.
 type kind struct {
@@ -260,7 +260,7 @@ func place[T any](g *Gather, to *List[T], items []T, at func(*T) cursor, from []
 		to.Metadata.Notes = append(to.Metadata.Notes, fmt.Sprintf("these are the first %d, there are more; limit says how many", len(list)))
 	}
 	if partial != nil {
-		to.Metadata.Notes = append(to.Metadata.Notes, fmt.Sprintf("%s: only the first %d were told, sums can lack the others", NodeNames(partial), maxLimit))
+		to.Metadata.Notes = append(to.Metadata.Notes, fmt.Sprintf("%s: only the first %d were sent, sums can lack the others", NodeNames(partial), maxLimit))
 	}
 }
 

@@ -40,7 +40,7 @@ type Unreachable struct {
 }
 
 // Error implements error.
-func (e *Unreachable) Error() string { return fmt.Sprintf("nobody answers at %s: %v", e.Where, e.Err) }
+func (e *Unreachable) Error() string { return fmt.Sprintf("no answer from %s: %v", e.Where, e.Err) }
 
 // Unwrap implements errors.
 func (e *Unreachable) Unwrap() error { return e.Err }
@@ -106,7 +106,7 @@ func (c *Remote) Get(ctx context.Context, path string, query url.Values, v any) 
 		return &e.Error
 	}
 	if err := json.NewDecoder(body).Decode(v); err != nil {
-		return fmt.Errorf("%s answers something that is none of ours: %w", c.where, err)
+		return fmt.Errorf("%s sends an answer that does not come from localcache: %w", c.where, err)
 	}
 	return nil
 }

@@ -173,6 +173,6 @@ func (k *Socket) unname() {
 		_ = os.Link(aside, k.path) // if a third process has the path meanwhile, nothing has to be done
 	}
 	if err := os.Remove(aside); err != nil {
-		k.log.Warningf("%s is left behind: %v", aside, err)
+		k.log.Warningf("%s could not be removed: %v", aside, err)
 	}
 }

@@ -209,7 +209,7 @@ func (a *Command) Document(ctx context.Context, path string, query url.Values, v
 		return nil, err
 	}
 	if err := json.Unmarshal(raw, v); err != nil {
-		return nil, fmt.Errorf("the cache answers something that is none of ours: is it another version? %w", err)
+		return nil, fmt.Errorf("the answer does not come from localcache, or from another version: %w", err)
 	}
 	return raw, nil
 }

@@ -83,9 +83,9 @@ func (a *Command) whyUnknown(ctx context.Context, name string, err error) error 
 		return err
 	}
 	if a.nodes.On {
-		return &unknownClient{refused.Message, "'localcache top pods --all-nodes' lists who has."}
+		return &unknownClient{refused.Message, "'localcache top pods --all-nodes' lists them."}
 	}
-	unknown := &unknownClient{name + " has not asked this node", "'localcache top pods' lists who has."}
+	unknown := &unknownClient{name + " has not asked this node", "'localcache top pods' lists them."}
 	var v api.List[api.Status]
 	if _, err := a.Document(ctx, "/statusz", url.Values{}, &v); err != nil || len(v.Items) != 1 {
 		return unknown // only that it is unknown matters

@@ -38,7 +38,7 @@ func newQueriesFlags(stdout, stderr io.Writer) *queriesFlags {
 	f.flags.StringVar(&f.rcode, "rcode", "", "only this `RCODE`: SERVFAIL, NXDOMAIN, …, or NOREPLY for dropped ones")
 	f.flags.StringVar(&f.earliest, "since", "", "only queries after a `time` (RFC 3339), or of a duration up to now such as 5m")
 	f.flags.IntVar(&f.limit, "limit", 50, "`number` of queries")
-	f.flags.BoolVar(&f.follow, "follow", false, "go on with new ones until interrupted; with -o json one a line")
+	f.flags.BoolVar(&f.follow, "follow", false, "continue with new ones until interrupted; with -o json one a line")
 	return f
 }
 

@@ -35,7 +35,7 @@ func newTopFlags(stdout, stderr io.Writer) *topFlags {
 
 // TopHelp writes the help text of the subcommand top.
 func TopHelp(w io.Writer) {
-	fmt.Fprint(w, `Show who asks most, what is asked for, or how the upstreams do.
+	fmt.Fprint(w, `Show the busiest clients, the most frequent names, or the upstreams.
 
 Usage:
   localcache top [pods|names|upstreams] [flags]

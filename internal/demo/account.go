@@ -114,7 +114,7 @@ func (a *account) lines() []string {
 				break
 			}
 		}
-		say("%s asks in vain: %d of its %d queries were for names that do not exist, %.1f for each useful answer%s",
+		say("%s asks for names that do not exist: %d of its %d queries, %.1f for each useful answer%s",
 			p.Name(), p.Rcodes["nxdomain"], p.Queries, p.SearchWaste, example)
 	}
 	for _, p := range a.unheard {

@@ -43,7 +43,7 @@ func TestAccount(t *testing.T) {
 		{"nothing", nil, nil, []string{"nothing is wrong"}},
 		{"all is well", []api.Pod{well, few, slow}, []api.Upstream{good}, []string{"nothing is wrong"}},
 		{"three troubles", []api.Pod{well, floods, few, slow, loses}, []api.Upstream{good, silent}, []string{
-			"10.0.0.3 asks in vain: 300 of its 400 queries were for names that do not exist, 3.0 for each useful answer, such as www.example.org.cluster.local",
+			"10.0.0.3 asks for names that do not exist: 300 of its 400 queries, 3.0 for each useful answer, such as www.example.org.cluster.local",
 			"shop/web-0 asked again 3 times for what had been answered in time: replies to it get lost (reply_lost; its resolver: glibc, unknown)",
 			"192.0.2.1:53 over udp was silent: no answer 8 times out of 9, the last time 3s ago (timeout)",
 			"  2 queries of 10.0.0.6, 10.0.0.7 waited for it up to 2.3s and got NOERROR, SERVFAIL",

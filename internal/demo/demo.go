@@ -169,7 +169,7 @@ func (d *demonstration) start(ctx context.Context) error {
 	off := m[`coredns_setup_backend_info{backend="off"}`] == 1
 	d.promise(m[`coredns_setup_rules_in_place`] == 1 && !off, "NOTRACK rules are in force, read back from the kernel")
 	d.promise(m[`coredns_setup_socket_match`] == 1 && m[`coredns_setup_fallback_servers`] == float64(len(d.lab.KubeDNS)),
-		"they hold while localcache's socket is open; else the kernel leads queries to the %d kube-dns replicas", len(d.lab.KubeDNS))
+		"they apply while localcache's socket is open; otherwise the kernel sends queries to the %d kube-dns replicas", len(d.lab.KubeDNS))
 	return nil
 }
 
@@ -208,7 +208,7 @@ func (d *demonstration) invite() {
 		}
 		return fmt.Sprintf("sudo nsenter --net --mount --target %d %s", h.TID, what)
 	}
-	d.title("It stays up until Ctrl-C, and the troubles go on.")
+	d.title("The demo stays up until Ctrl-C, and the faults are repeated.")
 	if d.page != nil {
 		d.line("In a browser on this machine:")
 		d.line("  %s", d.page.address())

@@ -144,7 +144,7 @@ func (d *demonstration) showPage(context.Context) error {
 		}
 		seen = seen && status == want.status && strings.HasPrefix(kind, want.kind)
 	}
-	d.promise(seen, "page and data are there for who knows their address, and for nobody else")
+	d.promise(seen, "only users who know the secret address can open the page and its data")
 	return nil
 }
 

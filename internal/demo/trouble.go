@@ -41,7 +41,7 @@ func (d *demonstration) trouble(ctx context.Context) error {
 	d.line("%s asks for %s %d times, along its search path", is(podFloods), floodedName, floodTimes)
 	d.line("%s looks two names up, and a reply to each gets lost on the way", is(podLoses))
 	d.line("the upstream (%s) goes silent, and %s asks for a name that only it knows", d.lab.Upstream.Host.IPv4, is(podWaits))
-	d.line("%s resolves as ever", is(podWell))
+	d.line("%s has no problem", is(podWell))
 	steady, err := d.round(ctx, floodTimes)
 	if err != nil {
 		return err
@@ -76,7 +76,7 @@ func (d *demonstration) trouble(ctx context.Context) error {
 	floods, loses, silent := named()
 	d.promise(floods, "it names the pod that floods, no other, and what that wastes")
 	d.promise(loses, "it names the pod whose replies get lost, no other, and the cause")
-	d.promise(silent, "it names the upstream that was silent, no other, and who waited for it")
+	d.promise(silent, "it names the silent upstream, no other, and the clients that waited for it")
 	failed := 0
 	for rcode, n := range steady.Rcodes() {
 		if rcode != 0 {

@@ -119,7 +119,7 @@ const registerSize = 16
 // match returns the expressions that match the lost messages.
 func (loss Loss) match() ([]expr.Any, error) {
 	if loss.Type != 0 && loss.Name == "" {
-		return nil, errors.New("lab: a loss by type needs a name, behind which the type is found")
+		return nil, errors.New("lab: a loss by type needs a name, because the type follows the name in the packet")
 	}
 	port := uint32(udpDestinationPort)
 	if loss.Replies {

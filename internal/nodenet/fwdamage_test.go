@@ -24,8 +24,8 @@ var iptablesDamage = []damage{
 	{"changed target of the fallback", "$I -t nat -R LC-PRE-lc0-0 2 -d 169.254.25.10 -p udp -m udp --dport 53 -j DNAT --to-destination 10.0.0.1:53", "nat/PREROUTING: missing rule"},
 	{"doubled rule", `$I -t filter -A LC-IN-lc0-0 -d 169.254.25.10/32 -p udp -m udp --dport 53 -m comment --comment "` + rule.CommentAccept + `" -j ACCEPT`, "filter/INPUT: superfluous rule"},
 	{"reordered", `r=$($I -t nat -S LC-PRE-lc0-0 2 | cut -d' ' -f3-); $I -t nat -D LC-PRE-lc0-0 2; eval $I -t nat -I LC-PRE-lc0-0 1 $r`, "nat/PREROUTING: the rules are out of order"},
-	{"deleted jump", "$I -t raw -D PREROUTING 1", "raw/PREROUTING: no rule leads to our chain"},
-	{"deleted jump of filter", "$I -t filter -D OUTPUT 1", "filter/OUTPUT: no rule leads to our chain"},
+	{"deleted jump", "$I -t raw -D PREROUTING 1", "raw/PREROUTING: no rule jumps to localcache's chain"},
+	{"deleted jump of filter", "$I -t filter -D OUTPUT 1", "filter/OUTPUT: no rule jumps to localcache's chain"},
 	{"doubled jump", `$I -t nat -A PREROUTING -m comment --comment "` + rule.CommentJump + `" -j LC-PRE-lc0-0`, "nat/PREROUTING: superfluous rule"},
 	{"narrowed jump", "$I -t raw -R PREROUTING 1 -p udp -j LC-PRE-lc0-0", "raw/PREROUTING: -A PREROUTING -p udp -j LC-PRE-lc0-0 does not lead every packet"},
 	{"rule before ours in raw", "$I -t raw -I PREROUTING 1 -p udp -j ACCEPT", "raw/PREROUTING: a foreign rule stands before ours"},
@@ -34,7 +34,7 @@ var iptablesDamage = []damage{
 	{"chain of a broken replacement", "$I -t raw -N LC-OUT-lc0-1; $I -t raw -A LC-OUT-lc0-1 -j ACCEPT", "raw/OUTPUT: superfluous chain LC-OUT-lc0-1"},
 	{"two generations in use", "$I -t raw -N LC-PRE-lc0-1; $I -t raw -I PREROUTING -j LC-PRE-lc0-1", "raw/PREROUTING: superfluous"},
 	{"goto", "$I -t raw -R PREROUTING 1 -g LC-PRE-lc0-0", "does not lead every packet"},
-	{"flushed tables", "for p in \"$I\" \"$I6\"; do for t in raw nat filter; do $p -t $t -F; $p -t $t -X; done; done", "IPv6 raw/PREROUTING: no rule leads to our chain"},
+	{"flushed tables", "for p in \"$I\" \"$I6\"; do for t in raw nat filter; do $p -t $t -F; $p -t $t -X; done; done", "IPv6 raw/PREROUTING: no rule jumps to localcache's chain"},
 }
 
 var nftablesDamage = []damage{

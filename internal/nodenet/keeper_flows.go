@@ -66,7 +66,7 @@ func (k *Keeper) forgetOld(ctx context.Context) {
 			text = err.Error()
 		}
 		if text != "" && text != said {
-			k.cfg.Log.Warningf("flows that the fallback had carried are not forgotten, so that a later fallback may lead the same clients to the same servers, even when those are gone: %s", text)
+			k.cfg.Log.Warningf("connection tracking entries of the fallback could not be deleted: a later fallback may send the same clients to the same servers, even if those are gone: %s", text)
 		}
 		said = text
 	}

@@ -149,11 +149,11 @@ func (k *Keeper) clean(ctx context.Context, w *desiredState) error {
 	w.cleaned = !errors.Is(err, rule.ErrLocked)
 	if w.off() && err != nil && w.cleaned {
 		// Without rules the process may lack the rights to look, and does not need them.
-		k.cfg.Log.Infof("whether earlier processes left rules behind is not known: %v", err)
+		k.cfg.Log.Infof("cannot check for rules of earlier processes: %v", err)
 		return nil
 	}
 	if err != nil && w.cleaned {
-		k.cfg.Log.Warningf("whether earlier processes left rules behind is not known: %v", k.board.Failed(err))
+		k.cfg.Log.Warningf("cannot check for rules of earlier processes: %v", k.board.Failed(err))
 		return nil
 	}
 	return err

@@ -80,7 +80,7 @@ func (t *Table) WithRemark(remark string) *Table {
 // Known reports whether the pods are known, and if not, why. For a Table with a remark, reason is the remark.
 func (t *Table) Known() (known bool, reason string) {
 	if t == nil {
-		return false, "nobody says which pods there are"
+		return false, "no source of pods is configured"
 	}
 	return t.known, t.reason
 }

@@ -46,7 +46,7 @@ const (
 func (c *Config) Validate() error {
 	switch {
 	case len(c.Listen) > 0 && c.Access == "":
-		return fmt.Errorf("%s: listen needs to know who may ask: add 'access token FILE', 'access kubernetes', or 'access open' to let everybody who reaches the address ask", c.where["listen"])
+		return fmt.Errorf("%s: listen needs an access rule: add 'access token FILE', 'access kubernetes', or 'access open' to allow everybody who can reach the address", c.where["listen"])
 	case len(c.Listen) == 0 && c.Access != "":
 		return fmt.Errorf("%s: access is for an address: add 'listen ADDRESS'. The unix socket is guarded by its mode", c.where["access"])
 	case c.PodSeries > 0 && c.Pods == podsOffWord:

@@ -24,7 +24,7 @@ type instanceKey struct{}
 // onTheWay says what else can be read by those who see the traffic of a listener, by its access.
 var onTheWay = map[string]string{
 	accessToken:      ", and the token, which is good for all of them",
-	accessKubernetes: ", and the tokens of those who ask, which may be good for more than this",
+	accessKubernetes: ", and the clients' tokens, which may give access to more than this",
 }
 
 // instanceOf is the state of the instance that c sets up.

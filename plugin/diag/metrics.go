@@ -11,7 +11,7 @@ import (
 
 var (
 	descRetransmits = prometheus.NewDesc("coredns_diag_client_retransmits_total",
-		"Counter of times that a client waited in vain and asked again, by its resolver and the cause.", []string{"resolver", "cause"}, nil)
+		"Counter of queries that a client repeated because no reply came in time, by its resolver and the cause.", []string{"resolver", "cause"}, nil)
 	descSuspected = prometheus.NewDesc("coredns_diag_client_retransmits_suspected_total",
 		"Counter of questions that came again and may have been a retransmit or something else, by cause.", []string{"cause"}, nil)
 	descDropped = prometheus.NewDesc("coredns_diag_events_dropped_total",

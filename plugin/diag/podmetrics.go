@@ -30,7 +30,7 @@ var (
 	descPodDuration = prometheus.NewDesc("coredns_diag_pod_query_duration_seconds",
 		"Native histogram of the time until a pod had its answer, by whether an upstream had to be asked (miss) or not (hit).", []string{"namespace", "pod", "cache"}, nil)
 	descPodRetransmits = prometheus.NewDesc("coredns_diag_pod_retransmits_total",
-		"Counter of times that a pod waited in vain and asked again, by cause.", []string{"namespace", "pod", "cause"}, nil)
+		"Counter of queries that a pod repeated because no reply came in time, by cause.", []string{"namespace", "pod", "cause"}, nil)
 )
 
 // podSeries turns the statistics of clients into series of pods. The first pods that ask get series, up to a limit; a

@@ -204,7 +204,7 @@ func parseAccess(c *caddy.Controller, cfg *Config, cluster cluster, args []strin
 	case len(args) == 2 && args[0] == accessToken:
 		file := args[1]
 		if !filepath.IsAbs(file) {
-			return c.Errf("access token %q: the path has to be absolute", file)
+			return c.Errf("access token %q: the path must be absolute", file)
 		}
 		if _, err := api.ReadToken(file); err != nil {
 			return c.Errf("access token: %v", err)
@@ -216,7 +216,7 @@ func parseAccess(c *caddy.Controller, cfg *Config, cluster cluster, args []strin
 			err = config.Check()
 		}
 		if err != nil {
-			return c.Errf("access kubernetes: %v. It is for a pod, whose API server is asked who may ask; elsewhere use 'access token FILE'", err)
+			return c.Errf("access kubernetes: %v. It works in a pod only, because it asks the cluster's API server; elsewhere use 'access token FILE'", err)
 		}
 		cfg.Access = accessKubernetes
 	case len(args) == 1 && args[0] == accessOpen:

@@ -81,7 +81,7 @@ func TestParseErrors(t *testing.T) {
 		"diag {\naccess kubernetes\n}":                               "Testfile:2 - Error during parsing: access kubernetes: KUBERNETES_SERVICE_HOST and",
 		"diag {\naccess kubernetes now\n}":                           "'access token FILE', 'access kubernetes' and 'access open'",
 		"diag {\naccess open now\n}":                                 "'access token FILE', 'access kubernetes' and 'access open'",
-		"diag {\naccess token token\n}":                              "has to be absolute",
+		"diag {\naccess token token\n}":                              "must be absolute",
 		"diag {\naccess token " + filepath.Join(dir, "none") + "\n}": "cannot be read",
 		"diag {\naccess token " + short + "\n}":                      "6 bytes: at least 16",
 	} {
@@ -96,7 +96,7 @@ func TestParseErrors(t *testing.T) {
 func TestValidate(t *testing.T) {
 	whole()
 	for block, want := range map[string]string{
-		"diag {\nlisten 127.0.0.1:9257\n}":        "Corefile:4: listen needs to know who may ask",
+		"diag {\nlisten 127.0.0.1:9257\n}":        "Corefile:4: listen needs an access rule",
 		"diag {\naccess open\n}":                  "Corefile:4: access is for an address",
 		"diag {\nmetrics pods\npods off\n}":       "Corefile:4: metrics pods needs to know which pods there are, and 'pods off' at Corefile:5",
 		"diag {\nredact clients\nmetrics pods\n}": "Corefile:5: metrics pods shows the names of pods, and 'redact clients' at Corefile:4",

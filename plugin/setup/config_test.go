@@ -102,7 +102,7 @@ func TestParseErrors(t *testing.T) {
 		"setup {\n check 10ms\n}":              `check "10ms": a duration of at least 1s is accepted`,
 		"setup {\n on_exit stay\n}":            `on_exit "stay": accepted are keep, remove`,
 		"setup {\n adress 10.0.0.1\n}":         `unknown property "adress" of setup: accepted are interface, address`,
-		"setup\nsetup":                         "setup is one for the whole process: it stands already at",
+		"setup\nsetup":                         "setup may occur only once in the Corefile: the other one is at",
 	} {
 		_, err := parseSetup(caddy.NewTestController("dns", in))
 		if err == nil || !strings.Contains(err.Error(), want) {

@@ -80,7 +80,7 @@ func (n *Node) setup(c *caddy.Controller) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.pending != nil {
-		return plugin.Error(directive, c.Errf("setup is one for the whole process: it stands already at %s", n.pending.Where))
+		return plugin.Error(directive, c.Errf("setup may occur only once in the Corefile: the other one is at %s", n.pending.Where))
 	}
 	n.pending = cfg
 	return nil
@@ -125,7 +125,7 @@ func (n *Node) prepare(caddy.Context) error {
 		spec = spec.WithFallback(e.UDP, e.TCP)
 	}
 	if !listen.wildcard && len(listen.bound) == 0 {
-		n.log.Warningf("no server block listens on port %d at a local address: the rules are for nobody; give -dns.port if the blocks have another", spec.Port)
+		n.log.Warningf("no server block listens on port %d of a local address, so the rules have no effect; set -dns.port if the blocks use another port", spec.Port)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), stepTimeout)
 	defer cancel()

@@ -34,7 +34,7 @@ func parseSetup(c *caddy.Controller) (*Config, error) {
 	for c.Next() {
 		where := fmt.Sprintf("%s:%d", c.File(), c.Line())
 		if cfg != nil {
-			return nil, c.Errf("setup is one for the whole process: it stands already at %s", cfg.Where)
+			return nil, c.Errf("setup may occur only once in the Corefile: the other one is at %s", cfg.Where)
 		}
 		cfg = &Config{Where: where}
 		if args := c.RemainingArgs(); len(args) > 0 {

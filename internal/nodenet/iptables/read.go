@@ -100,12 +100,12 @@ func (b *Backend) differences(h rule.Hook, s hookState, want [][]string) []strin
 			differ("superfluous rule %s", s.builtin[i])
 		}
 	case len(jumps) == 0:
-		differ("no rule leads to our chain")
+		differ("no rule jumps to localcache's chain")
 	default:
 		first := s.builtin[jumps[0]]
 		current = first.target()
 		if canonicalRule(first.Args) != canonicalRule(jumpArgs(current)) {
-			differ("%s does not lead every packet to our chain", first)
+			differ("%s does not send every packet to localcache's chain", first)
 		}
 		for _, i := range jumps[1:] {
 			differ("superfluous rule %s", s.builtin[i])
@@ -113,7 +113,7 @@ func (b *Backend) differences(h rule.Hook, s hookState, want [][]string) []strin
 		if h == rule.RawPrerouting || h == rule.NatPrerouting {
 			for _, l := range s.builtin[:jumps[0]] {
 				if takesPackets(l) {
-					differ("a foreign rule stands before ours: %s", l)
+					differ("a rule of another program comes before localcache's: %s", l)
 				}
 			}
 		}

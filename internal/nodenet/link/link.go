@@ -376,7 +376,7 @@ func MissingAnywhere(addrs []netip.Addr) ([]netip.Addr, error) {
 func (l *Link) Failed(t status.ErrorType, doing string, err error) error {
 	switch {
 	case errors.Is(err, unix.EPERM):
-		err = fmt.Errorf("%w: the process needs NET_ADMIN for that, or -setupinterface=false where somebody else makes the interface", err)
+		err = fmt.Errorf("%w: the process needs NET_ADMIN for that, or -setupinterface=false if another program creates the interface", err)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EAFNOSUPPORT):
 		err = fmt.Errorf("%w: is IPv6 switched off here (sysctl net.ipv6.conf.default.disable_ipv6)?", err)
 	}
