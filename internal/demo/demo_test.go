@@ -55,6 +55,7 @@ func TestDemoOnce(t *testing.T) {
 	if err != nil || !strings.Contains(stdout.String(), "All 15 promises were kept.") || strings.Contains(stdout.String(), "BROKEN") {
 		t.Errorf("%v\n%s%s", err, stdout, stderr)
 	}
+	checkDocument(t, stdout.String())
 }
 
 // While the demo stays, its page can be seen from the machine, by who knows the address, and it tells of troubles that
