@@ -1,7 +1,5 @@
 package observe
 
-import "fmt"
-
 // Loss is something that Queries had no room for, or could not count.
 type Loss uint8
 
@@ -20,9 +18,4 @@ const (
 var lossNames = [NumLosses]string{"no_client", "question", "undecided", "story", "step"}
 
 // String is the loss's name in metrics and the API.
-func (l Loss) String() string {
-	if int(l) < NumLosses {
-		return lossNames[l]
-	}
-	return fmt.Sprintf("loss(%d)", uint8(l))
-}
+func (l Loss) String() string { return nameOf(lossNames[:], "loss", uint8(l)) }

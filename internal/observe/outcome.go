@@ -29,12 +29,7 @@ var outcomeNames = [NumOutcomes]string{
 }
 
 // String is the outcome's name in metrics, logs and the API.
-func (o Outcome) String() string {
-	if int(o) < NumOutcomes {
-		return outcomeNames[o]
-	}
-	return fmt.Sprintf("outcome(%d)", uint8(o))
-}
+func (o Outcome) String() string { return nameOf(outcomeNames[:], "outcome", uint8(o)) }
 
 // Answer reports whether the upstream answered, whatever the RCODE.
 func (o Outcome) Answer() bool { return o <= OtherRcode }
@@ -71,12 +66,7 @@ const (
 var protoNames = [...]string{"udp", "tcp", "tls"}
 
 // String is the transport's name in metrics, logs and the API.
-func (p Proto) String() string {
-	if int(p) < len(protoNames) {
-		return protoNames[p]
-	}
-	return fmt.Sprintf("proto(%d)", uint8(p))
-}
+func (p Proto) String() string { return nameOf(protoNames[:], "proto", uint8(p)) }
 
 // MarshalText writes the name, for JSON.
 func (p Proto) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
@@ -98,12 +88,15 @@ const (
 var dropNames = [NumDrops]string{"wrong_id", "wrong_question", "malformed", "late"}
 
 // String is the reason's name in metrics, logs and the API.
-func (d Drop) String() string {
-	if int(d) < NumDrops {
-		return dropNames[d]
-	}
-	return fmt.Sprintf("drop(%d)", uint8(d))
-}
+func (d Drop) String() string { return nameOf(dropNames[:], "drop", uint8(d)) }
 
 // MarshalText writes the name, for JSON.
 func (d Drop) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// nameOf returns the name of a value, or KIND(N) for a value without one.
+func nameOf(names []string, kind string, i uint8) string {
+	if int(i) < len(names) {
+		return names[i]
+	}
+	return fmt.Sprintf("%s(%d)", kind, i)
+}

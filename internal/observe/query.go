@@ -1,7 +1,6 @@
 package observe
 
 import (
-	"fmt"
 	"net/netip"
 	"time"
 )
@@ -24,12 +23,7 @@ const (
 var sourceNames = [NumSources]string{"replay", "cache", "stale", "upstream", "local"}
 
 // String is the source's name in the API.
-func (s Source) String() string {
-	if int(s) < NumSources {
-		return sourceNames[s]
-	}
-	return fmt.Sprintf("source(%d)", uint8(s))
-}
+func (s Source) String() string { return nameOf(sourceNames[:], "source", uint8(s)) }
 
 // MarshalText writes the name, for JSON.
 func (s Source) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

@@ -1,7 +1,6 @@
 package observe
 
 import (
-	"fmt"
 	"time"
 )
 
@@ -22,12 +21,7 @@ const (
 var resolverNames = [NumResolvers]string{"unknown", "glibc", "go", "musl"}
 
 // String is the resolver's name in metrics and the API.
-func (r Resolver) String() string {
-	if int(r) < NumResolvers {
-		return resolverNames[r]
-	}
-	return fmt.Sprintf("resolver(%d)", uint8(r))
-}
+func (r Resolver) String() string { return nameOf(resolverNames[:], "resolver", uint8(r)) }
 
 // MarshalText writes the name, for JSON.
 func (r Resolver) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
@@ -48,12 +42,7 @@ const (
 var causeNames = [NumCauses]string{"slow_upstream", "reply_lost", "query_lost"}
 
 // String is the cause's name in metrics and the API.
-func (c Cause) String() string {
-	if int(c) < NumCauses {
-		return causeNames[c]
-	}
-	return fmt.Sprintf("cause(%d)", uint8(c))
-}
+func (c Cause) String() string { return nameOf(causeNames[:], "cause", uint8(c)) }
 
 // MarshalText writes the name, for JSON.
 func (c Cause) MarshalText() ([]byte, error) { return []byte(c.String()), nil }

@@ -1,7 +1,6 @@
 package observe
 
 import (
-	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,12 +26,7 @@ const (
 var windowNames = [NumWindows]string{"10s", "1m", "5m", "1h", "start"}
 
 // String is the window's name in the API.
-func (w Window) String() string {
-	if int(w) < NumWindows {
-		return windowNames[w]
-	}
-	return fmt.Sprintf("window(%d)", uint8(w))
-}
+func (w Window) String() string { return nameOf(windowNames[:], "window", uint8(w)) }
 
 // MarshalText writes the name, for JSON.
 func (w Window) MarshalText() ([]byte, error) { return []byte(w.String()), nil }
