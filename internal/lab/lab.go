@@ -66,11 +66,8 @@ var plan = struct {
 // New builds a lab. It returns an error that wraps ErrRefused if the kernel does not allow this user one, and an
 // error in a process that did not call Enter or Main.
 func New(cfg Config) (*Lab, error) {
-	if reason := os.Getenv(envRefused); reason != "" {
-		return nil, fmt.Errorf("%w: %s", ErrRefused, reason)
-	}
-	if !insideWorld() {
-		return nil, errors.New("lab.New outside of a private world: call lab.Enter first, in tests lab.Main from TestMain")
+	if err := outside(); err != nil {
+		return nil, err
 	}
 	if err := cfg.complete(); err != nil {
 		return nil, err
@@ -84,6 +81,30 @@ func New(cfg Config) (*Lab, error) {
 		return nil, errors.Join(err, l.Close())
 	}
 	return l, nil
+}
+
+// outside returns why this process is not in a private world; nil if it is.
+func outside() error {
+	if reason := os.Getenv(envRefused); reason != "" {
+		return fmt.Errorf("%w: %s", ErrRefused, reason)
+	}
+	if !insideWorld() {
+		return errors.New("outside of a private world: call lab.Enter first, in tests lab.Main from TestMain")
+	}
+	return nil
+}
+
+// Require is for tests that need the private world but no lab: it skips the test if the kernel allows no world, or fails it with
+// LOCALCACHE_LAB_REQUIRED=1.
+func Require(t TB) {
+	t.Helper()
+	err := outside()
+	if errors.Is(err, ErrRefused) && os.Getenv(envRequired) == "" {
+		t.Skipf("%v", err)
+	}
+	if err != nil {
+		t.Fatalf("lab: %v", err)
+	}
 }
 
 // complete fills in defaults and rejects what the address plan has no room for.

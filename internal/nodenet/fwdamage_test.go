@@ -27,13 +27,13 @@ var iptablesDamage = []damage{
 	{"deleted jump", "$I -t raw -D PREROUTING 1", "raw/PREROUTING: no rule jumps to localcache's chain"},
 	{"deleted jump of filter", "$I -t filter -D OUTPUT 1", "filter/OUTPUT: no rule jumps to localcache's chain"},
 	{"doubled jump", `$I -t nat -A PREROUTING -m comment --comment "` + rule.CommentJump + `" -j LC-PRE-lc0-0`, "nat/PREROUTING: superfluous rule"},
-	{"narrowed jump", "$I -t raw -R PREROUTING 1 -p udp -j LC-PRE-lc0-0", "raw/PREROUTING: -A PREROUTING -p udp -j LC-PRE-lc0-0 does not lead every packet"},
-	{"rule before ours in raw", "$I -t raw -I PREROUTING 1 -p udp -j ACCEPT", "raw/PREROUTING: a foreign rule stands before ours"},
-	{"rule before ours in nat", "$I6 -t nat -I PREROUTING 1 -p udp -j RETURN", "IPv6 nat/PREROUTING: a foreign rule stands before ours"},
-	{"moved behind others", `$I -t nat -D PREROUTING 1; $I -t nat -A PREROUTING -m comment --comment "` + rule.CommentJump + `" -j LC-PRE-lc0-0`, "nat/PREROUTING: a foreign rule stands before ours"},
+	{"narrowed jump", "$I -t raw -R PREROUTING 1 -p udp -j LC-PRE-lc0-0", "raw/PREROUTING: -A PREROUTING -p udp -j LC-PRE-lc0-0 does not send every packet"},
+	{"rule before ours in raw", "$I -t raw -I PREROUTING 1 -p udp -j ACCEPT", "raw/PREROUTING: a rule of another program comes before localcache's"},
+	{"rule before ours in nat", "$I6 -t nat -I PREROUTING 1 -p udp -j RETURN", "IPv6 nat/PREROUTING: a rule of another program comes before localcache's"},
+	{"moved behind others", `$I -t nat -D PREROUTING 1; $I -t nat -A PREROUTING -m comment --comment "` + rule.CommentJump + `" -j LC-PRE-lc0-0`, "nat/PREROUTING: a rule of another program comes before localcache's"},
 	{"chain of a broken replacement", "$I -t raw -N LC-OUT-lc0-1; $I -t raw -A LC-OUT-lc0-1 -j ACCEPT", "raw/OUTPUT: superfluous chain LC-OUT-lc0-1"},
 	{"two generations in use", "$I -t raw -N LC-PRE-lc0-1; $I -t raw -I PREROUTING -j LC-PRE-lc0-1", "raw/PREROUTING: superfluous"},
-	{"goto", "$I -t raw -R PREROUTING 1 -g LC-PRE-lc0-0", "does not lead every packet"},
+	{"goto", "$I -t raw -R PREROUTING 1 -g LC-PRE-lc0-0", "does not send every packet"},
 	{"flushed tables", "for p in \"$I\" \"$I6\"; do for t in raw nat filter; do $p -t $t -F; $p -t $t -X; done; done", "IPv6 raw/PREROUTING: no rule jumps to localcache's chain"},
 }
 

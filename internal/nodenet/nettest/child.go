@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"localcache.dev/localcache/internal/lab"
 )
 
 // childVar holds the childSpec of a test process that is another process of the node.
@@ -38,7 +40,7 @@ func StartChild(t *testing.T, s ChildSpec) (pid int, end func()) {
 	Must(t, err)
 	cmd := exec.Command(os.Args[0], "-test.run=^TestChild$", "-test.v")
 	// It has the test's namespaces already.
-	cmd.Env = append(os.Environ(), childVar+"="+string(text), insideVar+"=a child has no namespaces of its own")
+	cmd.Env = append(os.Environ(), childVar+"="+string(text), lab.StayOutside)
 	in, err := cmd.StdinPipe()
 	Must(t, err)
 	out, err := cmd.StdoutPipe()

@@ -3,96 +3,23 @@
 package nettest
 
 import (
-	"errors"
-	"flag"
 	"fmt"
-	"os"
-	"os/exec"
-	"os/signal"
 	"runtime"
-	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"localcache.dev/localcache/internal/lab"
 )
 
-// insideVar is set to "yes" in a test process inside the namespaces, or to the reason why there are none.
-const insideVar = "NODENET_TEST_INSIDE"
+// Main is the body of TestMain. It runs the tests in a network and a mount namespace of their own, so that they do not affect
+// the machine's links, rules, /run/xtables.lock or abstract sockets; see lab.Main.
+func Main(m *testing.M) int { return lab.Main(m) }
 
-// Main is the body of TestMain. It runs the tests in a network and a mount namespace of their own, so that they do
-// not affect the machine's links, rules, /run/xtables.lock or abstract sockets. An ordinary user gets both inside a
-// user namespace. If the kernel allows none of it, or with -short, the tests that need a namespace are skipped and
-// say why.
-func Main(m *testing.M) int {
-	flag.Parse()
-	if testing.Short() && os.Getenv(insideVar) == "" {
-		setInside("-short leaves out tests in network namespaces")
-	}
-	if os.Getenv(insideVar) == "" {
-		code, err := runInside()
-		if err == nil {
-			return code
-		}
-		setInside(fmt.Sprintf("no namespaces for tests: %v", err))
-	}
-	if os.Getenv(insideVar) == "yes" {
-		if err := ownMounts(); err != nil {
-			fmt.Fprintln(os.Stderr, "nodenet tests:", err)
-			return 1
-		}
-	}
-	return m.Run()
-}
-
-func setInside(value string) {
-	if err := os.Setenv(insideVar, value); err != nil {
-		panic(err) // the name is a constant without an equals sign: this cannot fail
-	}
-}
-
-// runInside runs this very test binary again inside new namespaces and returns its exit status. An
-// error means that it could not be started there.
-func runInside() (int, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return 0, err
-	}
-	cmd := exec.Command(exe, os.Args[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), insideVar+"=yes")
-	attr := &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS}
-	if os.Geteuid() != 0 {
-		attr.Cloneflags |= syscall.CLONE_NEWUSER
-		attr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		attr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
-	}
-	cmd.SysProcAttr = attr
-	// The terminal sends an interrupt to both processes; this one only has to outlive the other.
-	signal.Ignore(os.Interrupt)
-	defer signal.Reset(os.Interrupt)
-	if err := cmd.Start(); err != nil {
-		return 0, err
-	}
-	err = cmd.Wait()
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		return max(exit.ExitCode(), 1), nil // -1 after a signal
-	}
-	return 0, err
-}
-
-// ownMounts gives the process its own /run, for the lock files of iptables.
-func ownMounts() error {
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make the mounts private: %w", err)
-	}
-	if err := unix.Mount("tmpfs", "/run", "tmpfs", 0, "size=4m"); err != nil {
-		return fmt.Errorf("mount a tmpfs on /run: %w", err)
-	}
-	return nil
-}
+// StayOutside is an environment variable for processes of the test binary that a test starts; see lab.StayOutside.
+const StayOutside = lab.StayOutside
 
 // Namespace is a network namespace that lives as long as a test.
 type Namespace struct {
@@ -116,9 +43,7 @@ func NewNamespace(t *testing.T) *Namespace {
 // NewPod creates a network namespace like NewNamespace, but leaves the test where it is.
 func NewPod(t *testing.T) *Namespace {
 	t.Helper()
-	if s := os.Getenv(insideVar); s != "yes" {
-		t.Skip(s)
-	}
+	lab.Require(t)
 	n := &Namespace{T: t}
 	made := make(chan error)
 	go func() {

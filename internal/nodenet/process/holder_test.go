@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"localcache.dev/localcache/internal/nodenet/nettest"
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
@@ -26,7 +27,7 @@ func TestHoldersNamesTheOtherProcess(t *testing.T) {
 		return
 	}
 	cmd := exec.Command(os.Args[0], "-test.run=^TestHoldersNamesTheOtherProcess$", "-test.v")
-	cmd.Env = append(os.Environ(), "LOCALCACHE_TEST_HOLD=1")
+	cmd.Env = append(os.Environ(), "LOCALCACHE_TEST_HOLD=1", nettest.StayOutside)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
