@@ -18,7 +18,7 @@ import (
 	"localcache.dev/localcache/bench/internal/report"
 )
 
-// bench is one run.
+// bench is one run of the benchmark.
 type bench struct {
 	servers []*contender
 	rounds  int
@@ -38,7 +38,7 @@ var weights = map[report.Work]float64{
 	report.Hits: 10, report.Steady10k: 10, report.Steady1k: 12, report.Mix: 10, report.Miss: 7, report.Memory: 20, report.Start: 3,
 }
 
-// measure runs the works within a time, one after the other. What was measured before an error is in b.run.
+// measure runs the works one after the other within a time limit. Samples taken before an error are in b.run.
 func (b *bench) measure(ctx context.Context, names []report.Work, limit time.Duration) (err error) {
 	if err := b.open(); err != nil {
 		return errors.Join(err, b.close())
@@ -76,7 +76,7 @@ func share(left time.Duration, names []report.Work) time.Duration {
 	return time.Duration(float64(max(left, 0)) * weights[names[0]] / sum)
 }
 
-// open takes the cores and starts the upstream.
+// open reserves the cores and starts the upstream.
 func (b *bench) open() error {
 	b.pid = os.Getpid()
 	err := machine.Foremost()
@@ -86,7 +86,7 @@ func (b *bench) open() error {
 	if b.dir, err = os.MkdirTemp("/run", "bench-"); err != nil { // the private world's own
 		return err
 	}
-	// Before the launchers, whose threads are among all.
+	// Before the launchers are created, because their threads would be pinned too.
 	if err := machine.PinSelf(b.cores.generator); err != nil {
 		return err
 	}
@@ -97,11 +97,11 @@ func (b *bench) open() error {
 	if err != nil {
 		return err
 	}
-	// Its thread lives as long as this process, and the upstream with it.
+	// Its thread lives as long as this process, and so does the upstream.
 	if b.upstream, err = startUpstream(upstreamCore, selfPath); err != nil {
 		return err
 	}
-	// The generator's thread never sleeps while it measures: what else there is to do needs others.
+	// The generator's thread never sleeps while it measures: everything else needs other threads.
 	runtime.GOMAXPROCS(4)
 	debug.SetGCPercent(-1)
 	debug.SetMemoryLimit(1 << 30)
@@ -119,7 +119,7 @@ func (b *bench) close() error {
 	return errors.Join(errs...)
 }
 
-// stopAll ends processes; one that does not end is told of.
+// stopAll ends processes and reports those that do not end.
 func (b *bench) stopAll(ps []*process) {
 	for _, p := range ps {
 		if p == nil {
@@ -161,7 +161,7 @@ func (b *bench) progressSample(s report.Sample) {
 	}
 }
 
-// describeMachine is what figures depend on: processor, kernel.
+// describeMachine names the processor and the kernel.
 func describeMachine() string {
 	model := "unknown processor"
 	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {

@@ -19,11 +19,11 @@ import (
 	"localcache.dev/localcache/bench/internal/upstream"
 )
 
-// echoBatch is how many datagrams the batched echo, and what else has the setting, handles at once: as many
-// as localcache.
+// echoBatch is how many datagrams the batched echo, and every server with such a setting, handles at once: as many as
+// localcache.
 const echoBatch = 64
 
-// child runs this program as one of the servers that it starts. It tells whether that was asked for.
+// child runs this program as one of the servers that it starts, and reports whether that was requested.
 func child(ctx context.Context, args []string) (asked bool, err error) {
 	switch {
 	case len(args) == 3 && args[0] == "echo" && args[1] == "single":
@@ -115,7 +115,7 @@ func (r *remote) setDelay(d time.Duration) error {
 // close ends the process.
 func (r *remote) close() error {
 	err := r.in.Close()
-	// It ends by itself; what does not within seconds is killed.
+	// It ends by itself; if it does not within seconds it is killed.
 	timer := time.AfterFunc(endTimeout, func() { _ = r.cmd.Process.Kill() })
 	defer timer.Stop()
 	return errors.Join(err, r.cmd.Wait())

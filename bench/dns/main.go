@@ -1,6 +1,6 @@
-// Command dns compares localcache with stock CoreDNS of the same Corefile, with other DNS caches and with the
-// least that a server in Go can be, in one run. `make bench` builds it with what it needs and runs it;
-// README.md beside it says how to read the figures.
+// Command dns compares localcache with stock CoreDNS on the same Corefile, with other DNS caches and with the minimal
+// server in Go (an echo), in one run. `make bench` builds what it needs and runs it; README.md beside it says how to
+// read the figures.
 package main
 
 import (
@@ -105,7 +105,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err != nil {
 		return fail(exitUsage, err)
 	}
-	inside, status, err := lab.Enter() // a network of our own: no port is taken, no rule in the way
+	inside, status, err := lab.Enter() // a network of its own: all ports are free, and no rule interferes
 	if err != nil {
 		return fail(exitFailed, err)
 	}
@@ -226,7 +226,7 @@ func (o *options) write(r *report.Run, stdout io.Writer) error {
 	return nil
 }
 
-// again makes the report of samples that were kept.
+// again renders the report of recorded samples.
 func (o *options) again(stdout io.Writer, fail func(int, error) int) int {
 	content, err := os.ReadFile(o.render)
 	if err != nil {

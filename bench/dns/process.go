@@ -57,7 +57,7 @@ func (b *bench) launch(ctx context.Context, c *contender, tcp bool) (*process, e
 		return nil, fmt.Errorf("start %s: %w", c.Name, err)
 	}
 	go func() {
-		// How it ended is of no interest: that it did is noticed by whoever measures it.
+		// The exit status does not matter; the code that measures notices the end.
 		_ = p.cmd.Wait()
 		close(p.ended)
 	}()
@@ -88,7 +88,7 @@ func (p *process) awaitFirst(ctx context.Context, started time.Time) error {
 		default:
 		}
 		q[1]++
-		// Nobody listens yet: a refusal of either is what is waited out.
+		// Until the server listens, errors of both are expected.
 		_, _ = conn.Write(q)
 		next := time.Now().Add(askAgain)
 		if err := conn.SetReadDeadline(next); err != nil {
@@ -131,8 +131,8 @@ func (p *process) stop() error {
 	return err
 }
 
-// check asks a server for names of each kind and holds the answers against what the names have, so that
-// nothing is measured that does not work.
+// check asks a server for names of each kind and compares the answers with the expected data, so that no broken
+// server is measured.
 func (p *process) check(ctx context.Context) error {
 	if p.Echo {
 		return nil // its first answer was all that it can do
@@ -153,7 +153,7 @@ func (p *process) check(ctx context.Context) error {
 	return nil
 }
 
-// right tells what is wrong with an answer.
+// right returns what is wrong with an answer.
 func right(m *dns.Msg, name string, qtype uint16) error {
 	wire := make([]byte, 255)
 	n, err := dns.PackDomainName(dns.Fqdn(name), wire, 0, nil, false)
@@ -183,7 +183,7 @@ func right(m *dns.Msg, name string, qtype uint16) error {
 	return nil
 }
 
-// prime has a server ask its upstream for each query once, and tells which share of them it asks for again
+// prime makes a server ask its upstream for each query once, and returns the share of them that it asks for again
 // when it is asked a second time.
 func (b *bench) prime(ctx context.Context, p *process, queries []load.Query) (forgotten float64, err error) {
 	var asked int64
@@ -211,7 +211,7 @@ func (b *bench) prime(ctx context.Context, p *process, queries []load.Query) (fo
 	return float64(asked) / float64(len(queries)), nil
 }
 
-// source is a source whose answers are expected to be what this server can give.
+// source returns a source that expects the answers which this server can give.
 func (p *process) source(s load.Source) load.Source {
 	if p.Echo {
 		return load.Echo{Source: s}
@@ -219,7 +219,7 @@ func (p *process) source(s load.Source) load.Source {
 	return s
 }
 
-// memory samples what the process holds.
+// memory returns the process's resident memory.
 func (p *process) memory() (machine.Memory, error) {
 	m, err := machine.MemoryOf(p.pid())
 	if err != nil {

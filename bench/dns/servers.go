@@ -14,14 +14,14 @@ import (
 	"localcache.dev/localcache/bench/internal/report"
 )
 
-// capacity is the number of answers that each cache may hold: more than any work asks for, so that none
-// throws away what the next query asks for.
+// capacity is the number of answers that each cache may hold: more than any work uses, so that no entry is evicted
+// before it is used again.
 const capacity = 150_000
 
-// upstreamAddr is where the authoritative server listens, in a network of our own.
+// upstreamAddr is the address of the authoritative server, in a network of its own.
 var upstreamAddr = netip.MustParseAddrPort("127.0.0.53:53")
 
-// site is what a server's configuration depends on.
+// site holds what a server's configuration depends on.
 type site struct {
 	dir      string         // for its files
 	addr     netip.AddrPort // to listen on
@@ -34,14 +34,14 @@ type contender struct {
 	report.Server
 	program string   // path
 	version []string // arguments that have it print its version
-	install string   // what to do where there is no program
+	install string   // what to do if the program is missing
 	noTCP   bool     // cannot ask its upstream over TCP
 	addr    netip.AddrPort
 	// command writes the configuration and returns the arguments.
 	command func(site) ([]string, error)
 }
 
-// programs are the paths of what this repository builds.
+// programs are the paths of the programs of this repository.
 type programs struct{ self, localcache, stock string }
 
 // contenders lists all that can be measured, localcache first and the limits last. own and flags are
@@ -86,7 +86,7 @@ func contenders(p programs, own, flags []string) []*contender {
 	return all
 }
 
-// choose keeps the contenders that are named, all where none is.
+// choose returns the named contenders, or all if none is named.
 func choose(all []*contender, names []string) ([]*contender, error) {
 	if len(names) == 0 {
 		return all, nil
@@ -133,8 +133,8 @@ func (s site) file(name, content string) (string, error) {
 	return path, os.WriteFile(path, []byte(content), 0o644)
 }
 
-// corefile is a node's Corefile: the cluster's names over TCP, everything else over UDP, with all that a
-// node has on. own are directives that only localcache knows.
+// corefile returns a node's Corefile: the cluster's names over TCP, everything else over UDP, with the usual plugins
+// of a node. own are directives that only localcache knows.
 func corefile(s site, own []string) string {
 	block := func(zone string, tcp bool, extra ...string) string {
 		forward := fmt.Sprintf("forward . %s", s.upstream)
@@ -262,7 +262,7 @@ func builtIn(ctx context.Context, program string, wanted []string) []string {
 	defer cancel()
 	out, err := exec.CommandContext(ctx, program, "-plugins").Output()
 	if err != nil {
-		return nil // look tells that it does not run
+		return nil // look reports that it does not run
 	}
 	has := strings.Fields(string(out))
 	return slices.DeleteFunc(slices.Clone(wanted), func(d string) bool { return !slices.Contains(has, d) })

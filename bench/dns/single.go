@@ -8,12 +8,11 @@ import (
 	"localcache.dev/localcache/bench/internal/report"
 )
 
-// settle is how long a server has to come to rest before its memory is read: some give back after seconds what they
-// needed for a moment.
+// settle is the pause before a server's memory is read: some return temporary memory only after seconds.
 const settle = 4 * time.Second
 
-// memory measures what each server holds, idle and with names in its cache. There are no more than two
-// rounds: the figures hardly move.
+// memory measures each server's memory, idle and with names in its cache. There are at most two rounds, because the
+// figures hardly vary.
 func (b *bench) memory(ctx context.Context, deadline time.Time) error {
 	if err := b.upstream.setDelay(0); err != nil {
 		return err

@@ -14,8 +14,8 @@ import (
 	"localcache.dev/localcache/bench/internal/upstream"
 )
 
-// A sample is quiet while others use less than this share of the server's and of the generator's core. The
-// kernel accounts for cores in ticks, which alone makes a few percent.
+// A sample is quiet if other programs use less than this share of the server's and of the generator's core. The
+// kernel accounts for cores in ticks, which alone causes a few percent.
 const (
 	foreignServer    = 0.10
 	foreignGenerator = 0.12
@@ -27,7 +27,7 @@ const (
 	hotLookups = 200
 )
 
-// upstreamDelay is how far away the upstream is when names are missed.
+// upstreamDelay is the delay of the upstream for missed names.
 const upstreamDelay = time.Millisecond
 
 // work is a load that runs against all servers in turns.
@@ -39,7 +39,7 @@ type work struct {
 	timeout time.Duration
 	misses  bool // names reach the upstream: it needs the generator's core too, and echoes make no sense
 	tcp     bool // the upstream is asked over TCP for all names
-	// hot are the queries that are in the cache before; source gives those of a sample.
+	// hot are the queries that are in the cache beforehand; source gives those of a sample.
 	hot    func() []load.Query
 	source func(*load.Serial, *rand.Rand) load.Source
 }
@@ -103,7 +103,7 @@ func (b *bench) contend(ctx context.Context, w work, deadline time.Time) error {
 	quiet := map[string]int{}
 	for round := 0; round < 2*b.rounds; round++ {
 		for i := range running {
-			// Each round begins with another server, so that none is always the first.
+			// Each round begins with another server, so that no server is always the first.
 			p := running[(i+round)%len(running)]
 			if p == nil || round >= b.rounds && quiet[p.Name] >= b.rounds {
 				continue
@@ -183,7 +183,7 @@ func (b *bench) ready(ctx context.Context, c *contender, w work) (*process, erro
 	return p, nil
 }
 
-// edge is what there is to read at the start and the end of a sample.
+// edge holds the readings at the start and the end of a sample.
 type edge struct {
 	server, generator, upstream time.Duration // CPU time
 	switches                    machine.Switches
@@ -266,7 +266,7 @@ func (b *bench) sample(ctx context.Context, w work, p *process, serial *load.Ser
 	return s, nil
 }
 
-// foreign is the share of a core that was used by others than known, or taken from the machine.
+// foreign returns the share of a core that other programs used, or that the hypervisor took.
 func foreign(first, last edge, core int, known time.Duration, wall float64) float64 {
 	a, b := first.cores[core], last.cores[core]
 	used := b.Busy - a.Busy - known + b.Stolen - a.Stolen

@@ -1,13 +1,12 @@
-// Command stock is CoreDNS as it is, with the plugins that a node-local cache of its kind ships: what
-// localcache is compared with. It is built from the version in go.mod, by the same compiler and with the
-// same dependencies. The release of CoreDNS has all plugins, so its binary and its idle memory are larger;
-// its time for a query is the same.
+// Command stock is unmodified CoreDNS with the plugins of a node-local cache, the baseline of the comparison. It is
+// built from the version in go.mod, by the same compiler and with the same dependencies. The release of CoreDNS has
+// all plugins, so its binary and its idle memory are larger; its time for a query is the same.
 package main
 
 import (
 	"github.com/coredns/coredns/coremain"
 
-	// What a node's Corefile uses.
+	// The plugins of a node's Corefile.
 	_ "github.com/coredns/coredns/plugin/bind"
 	_ "github.com/coredns/coredns/plugin/cache"
 	_ "github.com/coredns/coredns/plugin/errors"
@@ -18,7 +17,7 @@ import (
 	_ "github.com/coredns/coredns/plugin/ready"
 	_ "github.com/coredns/coredns/plugin/reload"
 
-	// What node-cache links besides.
+	// Further plugins of node-cache.
 	_ "github.com/coredns/coredns/plugin/bufsize"
 	_ "github.com/coredns/coredns/plugin/debug"
 	_ "github.com/coredns/coredns/plugin/dns64"

@@ -1,5 +1,5 @@
-// Package chain runs a CoreDNS server of bind and whatever forward the program was linked with, so that
-// two programs differ by that one plugin.
+// Package chain runs a CoreDNS server with bind and the forward that the program was linked with, so that two
+// programs differ by that one plugin.
 package chain
 
 import (

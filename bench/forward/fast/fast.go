@@ -1,4 +1,5 @@
-// Package fast makes localcache's directive fastpath known to a program of the benchmark, whose Corefile then may name it.
+// Package fast registers localcache's directive fastpath in a program of the benchmark, whose Corefile may then use
+// it.
 package fast
 
 import (
@@ -9,7 +10,7 @@ import (
 	"localcache.dev/localcache/plugin/fastpath"
 )
 
-// Register has to be called before the server reads its Corefile.
+// Register must be called before the server reads its Corefile.
 func Register() error {
 	known := slices.Clone(dnsserver.Directives)
 	if err := dnsserver.SetDirectives(slices.Insert(known, slices.Index(known, "cache")+1, "fastpath")); err != nil {

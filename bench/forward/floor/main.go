@@ -1,5 +1,5 @@
-// Command floor is the benchmark's server with a forward that answers by itself: what CoreDNS costs
-// around any forward, and with fastpath in the Corefile what that does.
+// Command floor is the benchmark's server with a forward that answers by itself: the cost of CoreDNS around any
+// forward, and with fastpath in the Corefile the cost of that.
 package main
 
 import (

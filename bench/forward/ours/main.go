@@ -1,5 +1,4 @@
-// Command ours is the benchmark's server with localcache's forward, and its fastpath for a Corefile that
-// asks for it.
+// Command ours is the benchmark's server with localcache's forward, and its fastpath if the Corefile asks for it.
 package main
 
 import (

@@ -4,7 +4,7 @@ package main
 import (
 	"os"
 
-	_ "github.com/coredns/coredns/plugin/forward" // what is measured
+	_ "github.com/coredns/coredns/plugin/forward" // the plugin that is measured
 
 	"localcache.dev/localcache/bench/forward/chain"
 )

@@ -1,5 +1,5 @@
-// Package echo is the least that a DNS server over UDP can be: it sends every datagram back with the QR bit
-// (RFC 1035, section 4.1.1) set. What it costs is what the socket costs, the limit for any server.
+// Package echo is the minimal DNS server over UDP: it sends every datagram back with the QR bit (RFC 1035, section
+// 4.1.1) set. Its cost is that of the socket, the limit for any server.
 package echo
 
 import (
@@ -16,8 +16,8 @@ import (
 // size is the room for a datagram, as CoreDNS has it with EDNS.
 const size = 4096
 
-// receiveBuffer is asked of the kernel, in bytes, so that the batched echo does not lose what waits
-// while it writes. The kernel grants up to net.core.rmem_max.
+// receiveBuffer is requested from the kernel, in bytes, so that the batched echo does not lose datagrams while it
+// writes. The kernel grants up to net.core.rmem_max.
 const receiveBuffer = 4 << 20
 
 // Single answers with one system call to read a datagram and one to write it, until the context ends.
@@ -69,7 +69,7 @@ func Batched(ctx context.Context, addr string, batch int) error {
 				return false
 			}
 			if err != nil {
-				done++ // this one's client cannot be reached
+				done++ // the client of this datagram cannot be reached
 			}
 		}
 		return true

@@ -16,7 +16,7 @@ import (
 type slot struct {
 	query      [512]byte
 	length     int
-	generation byte // tells an answer from one to the slot's query before
+	generation byte // distinguishes an answer from one to the slot's previous query
 	expect     Expect
 	busy       bool
 	counts     bool          // it was due while the run counts
@@ -32,7 +32,7 @@ type client struct {
 	out   *mmsg.Batch
 	slots []slot
 	free  []int
-	queue []int // slots whose query is to be sent
+	queue []int // slots whose query must be sent
 }
 
 func newClient(server netip.AddrPort, slots int) (*client, error) {
@@ -57,7 +57,7 @@ func (c *client) close() error { return unix.Close(c.fd) }
 
 func (c *client) hasRoom() bool { return len(c.free) > 0 }
 
-// ask queues the next query of a source, false where it has none.
+// ask queues the next query of a source; it returns false if there is none.
 func (c *client) ask(source Source, due, now time.Duration, counts bool) bool {
 	i := c.free[len(c.free)-1]
 	s := &c.slots[i]
@@ -80,13 +80,13 @@ func (c *client) again(i int, now time.Duration) {
 	c.queue = append(c.queue, i)
 }
 
-// release makes a slot's room free.
+// release frees a slot.
 func (c *client) release(i int) {
 	c.slots[i].busy = false
 	c.free = append(c.free, i)
 }
 
-// flush sends what is queued. What the socket does not take is lost and will be seen as that.
+// flush sends the queued queries. Datagrams that the socket refuses count as lost later.
 func (c *client) flush() {
 	for len(c.queue) > 0 {
 		n := min(len(c.queue), c.out.Len())
@@ -98,14 +98,14 @@ func (c *client) flush() {
 			k, err := c.out.Send(c.fd, sent, n)
 			sent += k
 			if err != nil {
-				sent++ // ECONNREFUSED tells of an earlier one; a server that is away loses them all
+				sent++ // ECONNREFUSED reports an earlier datagram; a server that is away loses all of them
 			}
 		}
 		c.queue = append(c.queue[:0], c.queue[n:]...)
 	}
 }
 
-// receive takes the answers that are there and returns how many datagrams that were.
+// receive reads the available answers and returns the number of datagrams.
 func (r *runner) receive() (int, error) {
 	total := 0
 	for _, c := range r.clients {
@@ -154,7 +154,7 @@ func (r *runner) answer(c *client, m []byte, now time.Duration) {
 	}
 }
 
-// met tells whether an answer, of 12 bytes at least, is what is expected. A truncated one is not.
+// met reports whether an answer of at least 12 bytes is the expected one. A truncated one is not.
 func (e Expect) met(m []byte) bool {
 	rcode, records, truncated := m[3]&15, int(m[6])<<8|int(m[7]), m[2]&2 != 0
 	switch e {
@@ -167,7 +167,7 @@ func (e Expect) met(m []byte) bool {
 	}
 }
 
-// expire gives up queries that are without an answer for too long, or repeats them.
+// expire gives up queries without an answer after their timeout, or repeats them.
 func (r *runner) expire(now time.Duration) {
 	for _, c := range r.clients {
 		for i := range c.slots {

@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// subBits gives each power of two 32 parts, so that a quantile is right to 3 %.
+// subBits divides each power of two into 32 parts, so that a quantile is accurate to 3 %.
 const subBits = 5
 
 // Histogram counts durations in fixed space.
@@ -23,7 +23,7 @@ func (h *Histogram) Add(d time.Duration) {
 // Count is the number of durations.
 func (h *Histogram) Count() uint64 { return h.n }
 
-// Quantile returns the duration below which the share q of all durations is, 0 of none.
+// Quantile returns the duration below which the share q of all durations lies; 0 if there are none.
 func (h *Histogram) Quantile(q float64) time.Duration {
 	if h.n == 0 {
 		return 0

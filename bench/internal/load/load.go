@@ -1,9 +1,9 @@
-// Package load sends DNS queries over UDP as fast as they are answered, or evenly paced, and says what
-// became of them. It runs on the caller's thread, many datagrams to a system call, so that it costs little
-// beside what it measures.
+// Package load sends DNS queries over UDP as fast as they are answered, or evenly paced, and reports the result of
+// each. It runs on the caller's thread, many datagrams to a system call, so that it costs little compared with the
+// server.
 //
-// A paced run does not wait for a slow server: the latency of a query counts from the time at which it was
-// due, and a query that could not even be sent is lost.
+// A paced run does not wait for a slow server: the latency of a query counts from the time at which it was due, and a
+// query that could not even be sent is lost.
 package load
 
 import (
@@ -17,7 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config is one run.
+// Config describes one run.
 type Config struct {
 	Server netip.AddrPort // IPv4
 	Source Source
@@ -27,23 +27,23 @@ type Config struct {
 	Sockets int     // each is a client with its own port; Window/Sockets is at most 256
 	Rate    float64 // queries a second; 0 for as fast as answers come
 
-	Warm    time.Duration // before what counts
-	Length  time.Duration // of what counts; 0 for until the source has no more
+	Warm    time.Duration // time before the measurement
+	Length  time.Duration // time of the measurement; 0 means until the source is exhausted
 	Timeout time.Duration // after which a query is lost
 
 	// Retry repeats a query that is lost, refused or answered with SERVFAIL, up to Retry times.
 	Retry int
-	// Spin does not sleep between two looks at the sockets. It is for a core that nobody else needs.
+	// Spin polls the sockets without sleeping. It is for a core that no other program needs.
 	Spin bool
-	// Edge, if there is one, is called at the start and the end of what counts. It should be quick.
+	// Edge, if set, is called at the start and the end of the measurement. It should be quick.
 	Edge func()
 }
 
-// Result is what became of the queries. What came and went between the edges is Answered; what was due
-// between them are the others.
+// Result holds the results of the queries. Answered counts answers that arrived between the edges; the other counts
+// are of queries that were due between them.
 type Result struct {
 	Between  time.Duration // from edge to edge
-	Answered uint64        // answers between the edges: what the server's CPU time is divided by
+	Answered uint64        // answers between the edges, by which the server's CPU time is divided
 	Sent     uint64        // queries that were due
 	Lost     uint64        // of these, not answered within Timeout, or never sent
 	Wrong    uint64        // of these, answered with another rcode or number of records than expected
@@ -55,17 +55,17 @@ type Result struct {
 const (
 	// batch is how many datagrams are received at once from one socket.
 	batch = 32
-	// maxSlots is what a byte of a query's ID can number.
+	// maxSlots is the number of values of a byte in a query's ID.
 	maxSlots = 256
 	// lookForLost is the time between two searches for lost queries.
 	lookForLost = 10 * time.Millisecond
 	// longestSleep bounds a wait for answers, so that lost queries and the end are noticed.
 	longestSleep = time.Millisecond
-	// maxBurst is how many queries that are due are sent before answers are looked for again.
+	// maxBurst is how many due queries are sent before answers are read again.
 	maxBurst = 256
 )
 
-// runner is one run while it lasts.
+// runner is a run in progress.
 type runner struct {
 	cfg     Config
 	pace    Pace
@@ -78,7 +78,7 @@ type runner struct {
 	next      int    // the client that sends the next one
 	waiting   int    // queries without an answer
 	counting  bool
-	exhausted bool // the source has no more
+	exhausted bool // the source is exhausted
 }
 
 // Run sends and receives until the configured end or until the context ends, which is an error.
@@ -153,7 +153,7 @@ func (r *runner) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// begin starts what counts.
+// begin starts the measurement.
 func (r *runner) begin() {
 	r.counting = true
 	r.res = Result{}
@@ -162,8 +162,8 @@ func (r *runner) begin() {
 	}
 }
 
-// drain sends what was due before the end and could not be sent yet, and waits for the answers, which say
-// how many are lost. They do not count as Answered: the edge is past.
+// drain sends queries that were due before the end and could not be sent yet, and waits for the answers, to know how
+// many are lost. They do not count as Answered, because the edge is past.
 func (r *runner) drain(ctx context.Context, end time.Duration) error {
 	answered := r.res.Answered
 	paced := r.cfg.Rate > 0 && r.cfg.Length > 0
@@ -201,7 +201,7 @@ func (r *runner) drain(ctx context.Context, end time.Duration) error {
 	return ctx.Err()
 }
 
-// send sends what is due, or what there is room for.
+// send sends due queries, as far as there is room.
 func (r *runner) send(now time.Duration) {
 	if r.exhausted {
 		return
@@ -219,7 +219,7 @@ func (r *runner) send(now time.Duration) {
 	for burst := 0; r.due < count && burst < maxBurst && !r.exhausted; burst++ {
 		c := r.roomy()
 		if c == nil {
-			return // the server is behind by a whole window; what is due stays due
+			return // the server is a whole window behind; queries stay due
 		}
 		r.ask(c, r.pace.Due(r.due), now)
 		r.due++
@@ -227,7 +227,7 @@ func (r *runner) send(now time.Duration) {
 	}
 }
 
-// roomy is the next client with room, nil where none has any.
+// roomy returns the next client with room; nil if there is none.
 func (r *runner) roomy() *client {
 	for range r.clients {
 		c := r.clients[r.next]
@@ -255,7 +255,7 @@ func (r *runner) ask(c *client, due, now time.Duration) {
 func (r *runner) sleep(now time.Duration) error {
 	d := longestSleep
 	if r.cfg.Rate > 0 && !r.exhausted {
-		// A query that is overdue waits for room, which comes with an answer.
+		// An overdue query waits for room, which comes with an answer.
 		if next := r.pace.Due(r.due) - now; next > 0 {
 			d = min(d, next)
 		}

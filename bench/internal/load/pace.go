@@ -7,12 +7,12 @@ type Pace struct {
 	Rate float64 // queries a second, more than 0
 }
 
-// Due is when query k, counted from 0, is to be sent.
+// Due returns when query k, counted from 0, is due.
 func (p Pace) Due(k uint64) time.Duration {
 	return time.Duration(float64(k) * float64(time.Second) / p.Rate)
 }
 
-// Count is how many queries are due at a time, those of that very moment included.
+// Count returns how many queries are due at a time, including those due at exactly that time.
 func (p Pace) Count(at time.Duration) uint64 {
 	if at < 0 {
 		return 0

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// Expect is what a right answer to a query looks like.
+// Expect describes the correct answer to a query.
 type Expect byte
 
 // Expectations, as rcode and number of answer records.
@@ -22,7 +22,7 @@ const (
 	AAAA = 28
 )
 
-// Query is a query in wire format with room for its ID, and what is expected of its answer.
+// Query is a query in wire format with room for its ID, and its expected answer.
 type Query struct {
 	Wire   []byte
 	Expect Expect
@@ -35,7 +35,7 @@ type Source interface {
 	Next(b []byte) (int, Expect)
 }
 
-// NewQuery makes a query with RD set (RFC 1035, section 4.1) for a name without the dot at its end.
+// NewQuery returns a query with RD set (RFC 1035, section 4.1) for a name without a dot at its end.
 func NewQuery(name string, qtype byte, expect Expect) Query {
 	b := []byte{0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}
 	for _, label := range strings.Split(name, ".") {
@@ -78,7 +78,7 @@ func (o *Once) Next(b []byte) (int, Expect) {
 	return copy(b, q.Wire), q.Expect
 }
 
-// Random gives one of the queries, each as likely as any other, without end.
+// Random gives the queries in random order, without end.
 type Random struct {
 	Queries []Query
 	Rand    *rand.Rand
@@ -99,13 +99,13 @@ func (e Echo) Next(b []byte) (int, Expect) {
 	return n, Anything
 }
 
-// Serial numbers names that nobody has asked for before. It belongs to all runs against one server.
+// Serial numbers names that were never asked before. It is shared by all runs against one server.
 type Serial struct{ next uint64 }
 
 // serialDigits is the length of the first label of a name that is new.
 const serialDigits = 12
 
-// Next returns a number that was not given before.
+// Next returns a number that was not returned before.
 func (s *Serial) Next() uint64 { s.next++; return s.next }
 
 // put writes a number over the first label of a query.
@@ -119,7 +119,7 @@ func put(q []byte, n uint64) {
 
 var blank = strings.Repeat("0", serialDigits)
 
-// Unique asks for the A record of a Service that nobody has asked for before, without end.
+// Unique asks for the A records of Services that were never asked before, without end.
 type Unique struct {
 	serial *Serial
 	query  Query
@@ -137,9 +137,9 @@ func (u *Unique) Next(b []byte) (int, Expect) {
 	return n, u.query.Expect
 }
 
-// Expansion is what a stub resolver in a pod asks when a program looks up an external name: with ndots:5
-// (resolv.conf(5)) and the search list of namespace ns, each element of the list first and the name itself
-// last, for A and for AAAA. Six of the eight answers are NXDOMAIN.
+// Expansion returns the queries of a stub resolver in a pod when a program looks up an external name: with ndots:5
+// (resolv.conf(5)) and the search list of namespace ns, each element of the list first and the name itself last, for
+// A and for AAAA. Six of the eight answers are NXDOMAIN.
 func Expansion(name, ns string) []Query {
 	var qs []Query
 	for _, search := range []string{"." + ns + ".svc.cluster.local", ".svc.cluster.local", ".cluster.local", ""} {
@@ -152,8 +152,8 @@ func Expansion(name, ns string) []Query {
 	return qs
 }
 
-// Mix is the load of a node of Kubernetes: lookups of external names by pods, of which some are hot and the
-// others nobody has asked for before. The queries of a lookup follow one another.
+// Mix is the load of a node of Kubernetes: pods look up external names, of which some are hot and the others were
+// never asked before. The queries of a lookup follow one another.
 type Mix struct {
 	hits   float64 // share of lookups of hot names
 	hot    [][]Query
@@ -161,7 +161,7 @@ type Mix struct {
 	serial *Serial
 	rand   *rand.Rand
 
-	lookup []Query // what is left of the present one
+	lookup []Query // the rest of the current one
 	number uint64  // its name's, 0 for a hot one
 }
 

@@ -1,5 +1,5 @@
-// Package machine pins programs to cores and reads what they and the machine have used, from the kernel:
-// proc(5), sched_setaffinity(2), clock_gettime(2).
+// Package machine pins programs to cores and reads from the kernel what they and the machine have used: proc(5),
+// sched_setaffinity(2), clock_gettime(2).
 package machine
 
 import (
@@ -26,7 +26,7 @@ func CPUTime(pid int) (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// Memory is what a process holds in RAM, in KiB.
+// Memory is the resident memory of a process, in KiB.
 type Memory struct {
 	Anonymous int `json:"anonymous"` // its heap and stacks
 	File      int `json:"file"`      // of its program and libraries, and shared memory
@@ -79,7 +79,7 @@ func parseMemory(status string) (Memory, error) {
 // Switches is how often the threads of a process gave up a core.
 type Switches struct {
 	Voluntary   int64 // because there was nothing to do; each is followed by a wake-up
-	Involuntary int64 // because another was to run
+	Involuntary int64 // preempted by another thread
 }
 
 // SwitchesOf reads the context switches of the threads that a process has now. Those of threads that have
@@ -140,13 +140,13 @@ func parseSwitches(status string) (Switches, error) {
 // tick is the unit of /proc/stat: USER_HZ, 100 a second on every architecture that Go runs on.
 const tick = 10 * time.Millisecond
 
-// Core is what a core has done since the machine's start.
+// Core holds the times of a core since the machine's start.
 type Core struct {
 	Busy   time.Duration // for any process or interrupt
 	Stolen time.Duration // taken by the hypervisor for another machine
 }
 
-// Cores reads what each core has done, by its number.
+// Cores returns the times of each core, by its number.
 func Cores() (map[int]Core, error) {
 	stat, err := os.ReadFile("/proc/stat")
 	if err != nil {

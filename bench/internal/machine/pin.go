@@ -29,8 +29,8 @@ func Allowed() ([]int, error) {
 	return cores, nil
 }
 
-// Siblings returns, for each of the cores, the lowest-numbered hardware thread of the same physical core.
-// Where the kernel does not say, a core is its own.
+// Siblings returns, for each of the cores, the lowest-numbered hardware thread of the same physical core. If the
+// kernel does not tell, each core is its own.
 func Siblings(cores []int) map[int]int {
 	of := map[int]int{}
 	for _, c := range cores {
@@ -48,9 +48,8 @@ func Siblings(cores []int) map[int]int {
 	return of
 }
 
-// Choose picks cores for the server, the generator and the upstream: different physical ones as long as
-// there are any, because two threads of one take time from each other. The upstream shares the generator's
-// where there are only two.
+// Choose picks cores for the server, the generator and the upstream: different physical ones if possible, because two
+// threads of one core take time from each other. The upstream shares the generator's core if there are only two.
 func Choose(allowed []int, sibling map[int]int) (server, generator, upstream int, err error) {
 	if len(allowed) < 2 {
 		return 0, 0, 0, fmt.Errorf("%d core allowed: server and generator need one each", len(allowed))
@@ -75,8 +74,8 @@ func Choose(allowed []int, sibling map[int]int) (server, generator, upstream int
 	return server, generator, upstream, nil
 }
 
-// PinSelf puts all threads of this process on one core, and with them those that they start. Call it before
-// NewLauncher: a launcher that is there already would be moved too, and refuses to start anything then.
+// PinSelf pins all threads of this process, and threads that they start, to one core. Call it before NewLauncher: an
+// existing launcher would be moved too, and would then refuse to start programs.
 func PinSelf(core int) error {
 	return eachThread(func(tid int) error { return pin(tid, core) })
 }
@@ -111,15 +110,15 @@ func pin(tid, core int) error {
 	return nil
 }
 
-// foremost is the nice value of what is measured, setpriority(2).
+// foremost is the nice value of the measured programs, setpriority(2).
 const foremost = -20
 
-// Foremost puts this process and what it starts from now on before what else runs on the machine, as far as
-// the kernel lets it: that takes root. It makes the process the leader of a session, because the scheduler
-// weighs sessions first where it groups them (sched(7), autogroup). The error says what was refused; samples
-// are then disturbed more often, no more.
+// Foremost gives this process and the programs that it starts priority over other programs of the machine, as far as
+// the kernel allows: that takes root. It makes the process the leader of a session, because the scheduler weighs
+// sessions first if it groups them (sched(7), autogroup). The error says what was refused; samples are then disturbed
+// more often.
 func Foremost() error {
-	if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) { // it leads one already
+	if _, err := unix.Setsid(); err != nil && !errors.Is(err, unix.EPERM) { // it is a leader already
 		return fmt.Errorf("setsid: %w", err)
 	}
 	err := os.WriteFile("/proc/self/autogroup", []byte(strconv.Itoa(foremost)), 0)
@@ -153,8 +152,8 @@ func NewLauncher(core int) (*Launcher, error) {
 	return l, <-pinned
 }
 
-// run keeps a thread on the core: a child inherits its thread's affinity and priority, and gets its death signal
-// when that thread ends (PR_SET_PDEATHSIG(2const)). It never unlocks the thread, which nobody else may get.
+// run keeps a thread on the core: a child inherits its thread's affinity and priority, and gets its death signal when
+// that thread ends (PR_SET_PDEATHSIG(2const)). It never unlocks the thread, which must not be used for anything else.
 func (l *Launcher) run(core int, pinned chan<- error) {
 	defer close(l.ended)
 	runtime.LockOSThread()

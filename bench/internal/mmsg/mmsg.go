@@ -16,8 +16,8 @@ type header struct {
 	n   uint32
 }
 
-// Batch is room for a fixed number of datagrams and the addresses of the other ends. Its memory stays
-// where it is, because the kernel is given pointers into it.
+// Batch is a buffer for a fixed number of datagrams and peer addresses. Its memory must not move, because the kernel
+// gets pointers into it.
 type Batch struct {
 	headers []header
 	vectors []unix.Iovec
@@ -26,8 +26,8 @@ type Batch struct {
 	size    int
 }
 
-// New makes a batch of n datagrams of up to size bytes each. With named, each has the address of its other
-// end: Recv fills it in, Send takes it. Without, the socket must be connected.
+// New returns a batch of n datagrams of up to size bytes each. With named, each has the address of its peer: Recv
+// sets it, Send uses it. Without, the socket must be connected.
 func New(n, size int, named bool) *Batch {
 	b := &Batch{
 		headers: make([]header, n), vectors: make([]unix.Iovec, n), names: make([]unix.RawSockaddrInet4, n),
@@ -52,7 +52,7 @@ func (b *Batch) Len() int { return len(b.headers) }
 // Buffer is the whole memory of datagram i.
 func (b *Batch) Buffer(i int) []byte { return b.buffers[i*b.size : (i+1)*b.size] }
 
-// Message is what Recv put into datagram i.
+// Message returns the datagram i that Recv received.
 func (b *Batch) Message(i int) []byte {
 	return b.Buffer(i)[:min(int(b.headers[i].n), b.size)]
 }
@@ -60,14 +60,14 @@ func (b *Batch) Message(i int) []byte {
 // SetLen says that datagram i is n bytes long when it is sent.
 func (b *Batch) SetLen(i, n int) { b.vectors[i].SetLen(n) }
 
-// From is where datagram i of a named batch came from.
+// From returns the source of datagram i of a named batch.
 func (b *Batch) From(i int) netip.AddrPort {
 	p := (*[2]byte)(unsafe.Pointer(&b.names[i].Port)) // in network byte order
 	return netip.AddrPortFrom(netip.AddrFrom4(b.names[i].Addr), uint16(p[0])<<8|uint16(p[1]))
 }
 
-// Recv receives what is there, at most Len datagrams, and returns their number. It does not wait: with
-// nothing there the error is unix.EAGAIN. It undoes every SetLen.
+// Recv receives the available datagrams, at most Len, and returns their number. It does not wait: if there is none
+// the error is unix.EAGAIN. It reverts every SetLen.
 func (b *Batch) Recv(fd int) (int, error) {
 	for i := range b.headers {
 		b.vectors[i].SetLen(b.size)
@@ -83,8 +83,8 @@ func (b *Batch) Recv(fd int) (int, error) {
 	return int(n), nil
 }
 
-// Send sends datagrams from up to before to, and returns how many the socket took before it failed. With a
-// full socket the error is unix.EAGAIN.
+// Send sends datagrams from up to before to, and returns how many the socket accepted before it failed. If the socket
+// is full the error is unix.EAGAIN.
 func (b *Batch) Send(fd, from, to int) (int, error) {
 	sent := 0
 	for from+sent < to {

@@ -24,7 +24,7 @@ var limits = []struct {
 	{Mix, "dnsdist", 1},
 }
 
-// Goals holds the run against what is promised. Promises about what was not measured are left out.
+// Goals compares the run with the project's goals. Goals about what was not measured are left out.
 func (r *Run) Goals() []Goal {
 	var goals []Goal
 	for _, l := range limits {

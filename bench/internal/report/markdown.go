@@ -17,7 +17,7 @@ var titles = map[Work]string{
 	Start:     "start",
 }
 
-// explanations say what each work is.
+// explanations describe each work.
 var explanations = map[Work]string{
 	Hits:      "1,000 hot names, A and AAAA, 128 queries in flight. The server's core is busy all the time.",
 	Steady10k: "The same names, evenly paced. The core sleeps between queries, and waking up is most of the work: a busy node lives here.",
@@ -172,7 +172,7 @@ func (r *Run) start(b *strings.Builder) {
 	t.write(b)
 }
 
-// servers says what was measured and what was not.
+// servers lists what was measured and what was not.
 func (r *Run) servers(b *strings.Builder) {
 	b.WriteString("\n## Servers\n\n")
 	t := table{head: []string{"server", "what"}}
@@ -192,7 +192,7 @@ func (r *Run) servers(b *strings.Builder) {
 	}
 }
 
-// cell is a figure, marked where it is noisy.
+// cell returns a figure, marked if it is noisy.
 func (r *Run) cell(w Work, server string, m Metric) string {
 	v, ok := r.Value(w, server, m)
 	if !ok {
@@ -201,7 +201,7 @@ func (r *Run) cell(w Work, server string, m Metric) string {
 	return mark(r.Noisy(w, server)) + number(v)
 }
 
-// share is a count beside the queries that it is of, where it is not 0.
+// share returns a count with the number of queries, if it is not 0.
 func (r *Run) share(w Work, server string, m Metric) string {
 	v, ok := r.Value(w, server, m)
 	sent, _ := r.Value(w, server, Sent)

@@ -35,8 +35,8 @@ text{font-family:system-ui,"Segoe UI",Helvetica,Arial,"DejaVu Sans",sans-serif;f
 // plotted are the works of the plot's panels.
 var plotted = []Work{Hits, Steady10k, Mix, Miss}
 
-// Plot returns an SVG picture of the CPU time for an answer, a panel for each work, the cheapest server
-// first. Echoes are drawn as outlines: they are no DNS servers but what the socket alone costs.
+// Plot returns an SVG picture of the CPU time for an answer, a panel for each work, the cheapest server first. Echoes
+// are drawn as outlines: they are no DNS servers but show the cost of the socket alone.
 func (r *Run) Plot() string {
 	var panels []Work
 	var tops []int // of the lines of two panels

@@ -1,5 +1,5 @@
-// Package report makes figures out of samples, and a Markdown page and a plot out of the figures. It is
-// pure: what is measured and how is the caller's business.
+// Package report computes figures from samples, and renders them as a Markdown page and a plot. It is pure: measuring
+// is the caller's task.
 package report
 
 import (
@@ -20,7 +20,7 @@ const (
 	P99         Metric = "p99_us"      // latency, µs
 	Sent        Metric = "sent"        // queries
 	Lost        Metric = "lost"        // queries
-	Wrong       Metric = "wrong"       // answers that are not what the name has
+	Wrong       Metric = "wrong"       // answers that differ from the name's data
 	WakeUps     Metric = "wakeups"     // times that a thread of the server was woken, for an answer
 	Asked       Metric = "asked"       // queries that reached the upstream, for an answer
 	Connections Metric = "connections" // TCP connections that the server opened to its upstream
@@ -65,7 +65,7 @@ type Sample struct {
 	Work   Work               `json:"work"`
 	Server string             `json:"server"`
 	Round  int                `json:"round"`
-	Quiet  bool               `json:"quiet"` // nobody else used the cores
+	Quiet  bool               `json:"quiet"` // no other program used the cores
 	Values map[Metric]float64 `json:"values"`
 }
 
@@ -127,7 +127,7 @@ func (r *Run) Encode() ([]byte, error) {
 	return append(b, "\n  ]\n}\n"...), nil
 }
 
-// Median returns the middle one of values, the mean of the two where there is none; false of no values.
+// Median returns the middle one of values, or the mean of the two middle ones; false if there are none.
 func Median(values []float64) (float64, bool) {
 	if len(values) == 0 {
 		return 0, false
@@ -140,8 +140,8 @@ func Median(values []float64) (float64, bool) {
 	return (v[m-1] + v[m]) / 2, true
 }
 
-// of returns the samples that count: the quiet ones if they are at least half as many as the rounds that were
-// asked for, else all.
+// of returns the samples that count: the quiet ones if they are at least half as many as the requested rounds, else
+// all.
 func (r *Run) of(w Work, server string) (samples []Sample, quiet int) {
 	all, calm := r.taken(w, server)
 	if len(calm) > 0 && 2*len(calm) >= min(r.Rounds, len(all)) {
@@ -150,7 +150,7 @@ func (r *Run) of(w Work, server string) (samples []Sample, quiet int) {
 	return all, len(calm)
 }
 
-// taken returns all samples, and those of them that nobody disturbed.
+// taken returns all samples, and the undisturbed ones.
 func (r *Run) taken(w Work, server string) (all, calm []Sample) {
 	for _, s := range r.Samples {
 		if s.Work != w || s.Server != server {
@@ -194,7 +194,7 @@ func (r *Run) spread(w Work, server string, m Metric) (low, high float64) {
 	return low, high
 }
 
-// Noisy tells whether a figure rests on samples that others disturbed.
+// Noisy reports whether a figure rests on disturbed samples.
 func (r *Run) Noisy(w Work, server string) bool {
 	samples, quiet := r.of(w, server)
 	return len(samples) > quiet
@@ -207,8 +207,8 @@ func (r *Run) idle(server string) (float64, bool) {
 	return anonymous + file, ok
 }
 
-// measured lists the servers that a work has samples of: the cheapest first where it is about CPU time, else
-// in the run's order.
+// measured returns the servers that a work has samples of: the cheapest first if it is about CPU time, else in the
+// run's order.
 func (r *Run) measured(w Work) []Server {
 	var servers []Server
 	for _, s := range r.Servers {

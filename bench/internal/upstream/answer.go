@@ -1,5 +1,5 @@
-// Package upstream is the authoritative server behind the caches that are compared: it knows every name,
-// answers after a delay that can be set, over UDP and TCP, and counts what it was asked.
+// Package upstream is the authoritative server behind the compared caches: it knows every name, answers after a
+// configurable delay, over UDP and TCP, and counts its queries.
 package upstream
 
 import (
@@ -25,12 +25,12 @@ var (
 	serviceZone = []byte("\x03svc\x07cluster\x05local\x00")
 )
 
-// soa is the RDATA of a SOA record with names of its own and TTL as the minimum (RFC 2308).
+// soa is the RDATA of a SOA record with made-up names and TTL as the minimum (RFC 2308).
 var soa = binary.BigEndian.AppendUint32(
 	[]byte("\x02ns\x03dns\x00\x0ahostmaster\x00\x00\x00\x00\x01\x00\x00\x1c\x20\x00\x00\x07\x08\x00\x01\x51\x80"), TTL)
 
-// Exists tells whether a name in wire format has addresses: below cluster.local only those of Services do
-// (name.namespace.svc.cluster.local), elsewhere all do.
+// Exists reports whether a name in wire format has addresses: below cluster.local only those of Services
+// (name.namespace.svc.cluster.local), elsewhere all.
 func Exists(name []byte) bool {
 	lower := bytes.ToLower(name) // length bytes are below 64, so that no letter is among them
 	if !endsIn(lower, clusterZone) {
@@ -64,8 +64,8 @@ func labels(name []byte) int {
 	return n
 }
 
-// Address is what a name in wire format has as its A record, or its AAAA record: made from the name, so that
-// whoever asks can tell that the answer belongs to it.
+// Address returns the A or AAAA record of a name in wire format. It is derived from the name, so that a client can
+// tell that the answer belongs to it.
 func Address(name []byte, qtype uint16) netip.Addr {
 	h := uint32(2166136261) // FNV-1a
 	for _, c := range name {
@@ -80,7 +80,7 @@ func Address(name []byte, qtype uint16) netip.Addr {
 	return netip.AddrFrom16([16]byte{0: 0xfd, 12: byte(h >> 24), 13: byte(h >> 16), 14: byte(h >> 8), 15: byte(h)})
 }
 
-// nameLen is the length of the name in wire format at the start of b, 0 where it is none or compressed.
+// nameLen returns the length of the name in wire format at the start of b; 0 if it is malformed or compressed.
 func nameLen(b []byte) int {
 	for i := 0; i < len(b) && i < 255; i += int(b[i]) + 1 {
 		if b[i] == 0 {
@@ -93,7 +93,7 @@ func nameLen(b []byte) int {
 	return 0
 }
 
-// Answer appends the response to query q to dst. Of what is no query it returns dst as it was.
+// Answer appends the response to query q to dst. It returns dst unchanged if q is no query.
 func Answer(dst, q []byte) []byte {
 	if len(q) < 17 || q[2]&0x80 != 0 || binary.BigEndian.Uint16(q[4:]) != 1 {
 		return dst

@@ -26,11 +26,11 @@ const (
 const (
 	socketBuffer = 4 << 20 // bytes, asked of the kernel for UDP
 	writeTimeout = 2 * time.Second
-	// tooShortToSleep is what a sleep of the kernel is late by anyway.
+	// tooShortToSleep is by how much a sleep of the kernel is late anyway.
 	tooShortToSleep = 15 * time.Microsecond
 )
 
-// Counters are what the server has been asked since its start.
+// Counters count the queries since the server's start.
 type Counters struct {
 	UDP         int64 `json:"udp"`         // queries over UDP
 	TCP         int64 `json:"tcp"`         // queries over TCP
@@ -50,7 +50,7 @@ type Server struct {
 	udpQueries, tcpQueries, accepted, open atomic.Int64
 }
 
-// waiting is an answer, with the length before it where it is for a connection.
+// waiting is a delayed answer, with its length before it for a connection.
 type waiting struct {
 	due    time.Time
 	answer []byte
@@ -86,16 +86,16 @@ func Listen(addr netip.AddrPort) (*Server, error) {
 	return s, nil
 }
 
-// Addr is where it listens.
+// Addr returns the listening address.
 func (s *Server) Addr() netip.AddrPort {
 	a, _ := s.udp.LocalAddr().(*net.UDPAddr)
 	return a.AddrPort()
 }
 
-// SetDelay sets how long after its query an answer is sent, for queries that come from now on.
+// SetDelay sets the delay of answers to queries that arrive from now on.
 func (s *Server) SetDelay(d time.Duration) { s.delay.Store(int64(d)) }
 
-// Counters returns what was asked so far.
+// Counters returns the counts so far.
 func (s *Server) Counters() Counters {
 	return Counters{UDP: s.udpQueries.Load(), TCP: s.tcpQueries.Load(), Connections: s.accepted.Load()}
 }
@@ -132,12 +132,12 @@ func (s *Server) serveUDP() {
 	}
 }
 
-// send drops what the socket does not take: that is UDP's way, and whoever asked counts it as lost.
+// send drops what the socket does not accept: UDP is unreliable, and the client counts it as lost.
 func (s *Server) send(answer []byte, to netip.AddrPort) {
 	_, _ = s.udp.WriteToUDPAddrPort(answer, to)
 }
 
-// later puts an answer into the queue. It tells whether the server goes on.
+// later queues an answer. It returns false if the server ends.
 func (s *Server) later(w waiting) bool {
 	select {
 	case s.queue <- w:
@@ -170,7 +170,7 @@ func (s *Server) accept() {
 	}
 }
 
-// serveTCP answers the queries of a connection in their order. What was read at once is, without a delay,
+// serveTCP answers the queries of a connection in their order. Queries that were read at once and have no delay are
 // answered with one write.
 func (s *Server) serveTCP(c *connection) {
 	defer c.Close()
@@ -212,8 +212,7 @@ func (s *Server) serveTCP(c *connection) {
 	}
 }
 
-// framed appends the answer to q with its length before it (RFC 1035, section 4.2.2), nil where q is no
-// query.
+// framed appends the answer to q with its length before it (RFC 1035, section 4.2.2); nil if q is no query.
 func framed(dst, q []byte) []byte {
 	at := len(dst)
 	dst = Answer(append(dst, 0, 0), q)
@@ -237,7 +236,7 @@ func (c *connection) write(b []byte) bool {
 // sendWhenDue sends the answers of the queue, which stand in the order of their time. Those of one
 // connection that are due together go in one write.
 func (s *Server) sendWhenDue() {
-	// Go's timers come up to a millisecond late, which is as long as the delay itself.
+	// Go's timers fire up to a millisecond late, which is as long as the delay itself.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	// An error leaves the default of 50 µs: later, but no less right.
