@@ -54,8 +54,7 @@ func TestParseWorks(t *testing.T) {
 	}
 }
 
-// TestWorksAreComplete: each name has a load or is one of the two others, a share of the time and a place to
-// get it from.
+// TestWorksAreComplete checks that each work has a load, or is one of the two others, and a share of the time.
 func TestWorksAreComplete(t *testing.T) {
 	all := works(false)
 	for _, w := range report.Works() {
@@ -245,7 +244,7 @@ func TestForeign(t *testing.T) {
 	}
 }
 
-// TestRender makes a report from samples that were kept.
+// TestRender renders the report of recorded samples.
 func TestRender(t *testing.T) {
 	r := report.Run{Rounds: 1, Servers: []report.Server{{Name: report.Stock}}, Samples: []report.Sample{
 		{Work: report.Hits, Server: report.Stock, Quiet: true, Values: map[report.Metric]float64{report.CPU: 15}},
@@ -273,7 +272,7 @@ func TestRender(t *testing.T) {
 	}
 }
 
-// TestChildren: only what the run itself starts is a child.
+// TestChildren checks that only the run's own arguments start a child.
 func TestChildren(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

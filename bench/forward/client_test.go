@@ -16,10 +16,10 @@ import (
 
 func newReader(r io.Reader) *bufio.Reader { return bufio.NewReaderSize(r, 1<<16) }
 
-// nameSeries makes every name of a process new.
+// nameSeries makes every name of a process unique.
 var nameSeries atomic.Uint64
 
-// query is a question for A of a name of its own.
+// query returns a query for A of a unique name.
 func query(id uint16, name string) []byte {
 	q := []byte{0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0}
 	binary.BigEndian.PutUint16(q, id)
@@ -30,7 +30,7 @@ func query(id uint16, name string) []byte {
 
 func freshName() string { return fmt.Sprintf("u%012x", nameSeries.Add(1)) }
 
-// results are what clients saw.
+// results are the clients' measurements.
 type results struct {
 	answered int
 	failed   int // any rcode but NOERROR
@@ -45,7 +45,7 @@ func (r *results) add(o results) {
 	r.latency = append(r.latency, o.latency...)
 }
 
-// quantile of all questions that got a reply.
+// quantile returns a quantile over all questions that got a reply.
 func (r *results) quantile(q float64) time.Duration {
 	if len(r.latency) == 0 {
 		return 0
@@ -114,7 +114,7 @@ func (l load) client(c net.Conn, start time.Time, i int) (r results) {
 				break
 			}
 			if k < 12 || binary.BigEndian.Uint16(buf) != id {
-				continue // the reply to a question given up on
+				continue // the reply to a question that was given up
 			}
 			r.latency = append(r.latency, time.Since(due))
 			r.answered++
@@ -126,8 +126,8 @@ func (l load) client(c net.Conn, start time.Time, i int) (r results) {
 	}
 }
 
-// freePort is an address of the loopback that nobody listens on, over neither transport. It lies below
-// the ports that the kernel hands out, of which a load over TCP uses up many.
+// freePort returns a loopback address on which nothing listens, over either transport. It lies below the ephemeral
+// ports, of which a load over TCP uses many.
 func freePort(t testing.TB) string {
 	t.Helper()
 	var last error

@@ -32,7 +32,7 @@ var (
 	only     = flag.String("only", "", "measure only programs whose name this regular expression matches; the first of them is what the others are divided by")
 )
 
-// contender is a program with what its block of the Corefile has besides bind and forward.
+// contender is a program with the part of its Corefile block that follows bind and forward.
 type contender struct {
 	name, program, options string
 }
@@ -73,8 +73,8 @@ type process struct {
 	addr  string
 }
 
-// start runs a server that forwards to upstreams and waits until it answers. It asks no more than it
-// needs to: the first questions are what opens connections.
+// start starts a server that forwards to upstreams and waits until it answers. It asks as little as possible: the
+// first questions open connections.
 func start(t *testing.T, c contender, stanza string) *process {
 	t.Helper()
 	addr := freePort(t)
@@ -139,7 +139,7 @@ func (p *process) cpu(t *testing.T) time.Duration {
 	return time.Duration(total)
 }
 
-// row is one server's figures of one measurement.
+// row holds one server's figures of one measurement.
 type row struct {
 	cpu      float64 // µs a query
 	qps      float64
@@ -190,7 +190,7 @@ func inTurns(t *testing.T, what string, measure func(t *testing.T, c contender) 
 	rows := map[string][]row{}
 	for i := range *rounds {
 		for j := range contenders {
-			c := contenders[(i+j)%len(contenders)] // none of them always follows the same one
+			c := contenders[(i+j)%len(contenders)] // so that none always follows the same one
 			rows[c.name] = append(rows[c.name], measure(t, c))
 		}
 	}
@@ -215,7 +215,7 @@ func inTurns(t *testing.T, what string, measure func(t *testing.T, c contender) 
 	t.Log(b.String())
 }
 
-// dividedBy gives ratios: durations in seconds, connections in hundredths.
+// dividedBy returns ratios: durations in seconds, connections in hundredths.
 func (r row) dividedBy(o row) row {
 	ratio := func(a, b float64) float64 {
 		if b == 0 {
@@ -233,7 +233,7 @@ func (r row) dividedBy(o row) row {
 	}
 }
 
-// misses asks for names of which none was asked before, upstream 1 ms away.
+// misses asks for names that were never asked before, with the upstream 1 ms away.
 func misses(stanza string, rate float64, clients int) func(*testing.T, contender) row {
 	return func(t *testing.T, c contender) row {
 		u := startUpstream(t, time.Millisecond)
@@ -250,7 +250,7 @@ func misses(stanza string, rate float64, clients int) func(*testing.T, contender
 			qps:    float64(r.answered) / took.Seconds(),
 			p50:    r.quantile(0.5),
 			p99:    r.quantile(0.99),
-			conns:  u.conns.Load(), // the warming included: that is when they are opened
+			conns:  u.conns.Load(), // including the warm-up, which opens them
 			failed: r.failed, lost: r.lost,
 			asked: u.queries.Load() - asked,
 		}
@@ -272,8 +272,8 @@ func TestMissesSteady(t *testing.T) {
 		misses("forward . %s {\nforce_tcp\n}", 2000, 64), true)
 }
 
-// silence has two upstreams, of which one falls silent. What is measured begins when a client has waited
-// for it first: twice the length of the healthy start is given to notice.
+// silence has two upstreams, of which one falls silent. The measurement begins when a client has first waited for it:
+// the server gets twice the length of the healthy start to notice.
 func silence(stanza string) func(*testing.T, contender) row {
 	return func(t *testing.T, c contender) row {
 		alive, dying := startUpstream(t, time.Millisecond), startUpstream(t, time.Millisecond)

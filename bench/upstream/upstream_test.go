@@ -39,7 +39,7 @@ import (
 const (
 	window = 128
 	delay  = time.Millisecond
-	// childEnv makes the test binary the upstream.
+	// childEnv makes the test binary act as the upstream.
 	childEnv = "LOCALCACHE_BENCH_UPSTREAM"
 )
 
@@ -57,7 +57,7 @@ func TestMain(m *testing.M) {
 // exchanger asks one question and returns the number of records in the answer.
 type exchanger func(m *dns.Msg) (*dns.Msg, error)
 
-// engines makes each engine for an upstream and a transport.
+// engines creates each engine for an upstream and a transport.
 var engines = map[string]func(b *testing.B, addr string, proto observe.Proto) exchanger{
 	"localcache": func(b *testing.B, addr string, proto observe.Proto) exchanger {
 		r := upstream.NewRegistry(upstream.Limits{}, observe.NewUpstreams(0))
@@ -275,8 +275,8 @@ func serveStream(conn net.Conn) {
 	}
 }
 
-// answer appends a response with one A record to a query without anything behind its question but
-// perhaps an OPT record, which is dropped.
+// answer appends a response with one A record to a query that has at most an OPT record after its question, which is
+// dropped.
 func answer(dst, query []byte) []byte {
 	end := 12
 	for query[end] != 0 {

@@ -54,13 +54,13 @@ func TestAskScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			// slow records a slow query of the name that is given.
+			// slow records a slow query of the given name.
 			"slow": func(ts *testscript.TestScript, neg bool, args []string) {
 				recordSlow(ts.Value("queries").(*observe.Queries), args[0])
 			},
 			"until":  until,
 			"status": wantStatus,
-			// redact has the server hide something; nopods, that nobody knows pods any more.
+			// redact makes the server hide something; nopods makes it forget the pods.
 			"redact": func(ts *testscript.TestScript, neg bool, args []string) {
 				r, ok := api.ParseRedaction(args[0])
 				if !ok {
@@ -181,7 +181,7 @@ func sampleServer() (*api.Server, *observe.Queries, *podtable.Directory) {
 	return api.New(api.Options{Node: "node-1", Version: "v0.0.0", Queries: q, Upstreams: u, Pods: directory}), q, directory
 }
 
-// TestSummarised: a line fits a screen, whatever happened.
+// TestSummarised checks that a line always fits a screen.
 func TestSummarised(t *testing.T) {
 	refused := api.Exchange{Upstream: "192.0.2.1:5999", Proto: "udp", Outcome: "conn_refused", DurationSeconds: 0.0001, Message: "connect: connection refused"}
 	q := &api.Query{Exchanges: []api.Exchange{
@@ -198,8 +198,8 @@ func TestSummarised(t *testing.T) {
 	}
 }
 
-// TestWriteYAML: what is written is what was read, in the order of the document. The oracle is a reader of the subset that
-// is written: indentation, dashes, and scalars in JSON.
+// TestWriteYAML checks that the output has the content and the order of the input. The oracle is a reader of the
+// subset that is written: indentation, dashes, and scalars in JSON.
 func TestWriteYAML(t *testing.T) {
 	const document = `{"b":1,"a":{"x":[],"y":{},"z":[{"k":"v","l":[1,2]},"s",[true,null]]},"no":"no","3":"a: b","t":"2006-01-02T15:04:05Z"}`
 	const want = `b: 1
@@ -261,7 +261,7 @@ func TestMerged(t *testing.T) {
 	}
 }
 
-// FuzzWriteYAML: what is JSON can be written, and nothing else crashes.
+// FuzzWriteYAML checks that every JSON document can be written, and that nothing else crashes.
 func FuzzWriteYAML(f *testing.F) {
 	f.Add([]byte(`{"a":[1,{"b":[]}],"c":null}`))
 	f.Add([]byte(`[[[]]]`))

@@ -29,8 +29,8 @@ import (
 // fakeKubectlName is the program under which the test binary is a kubectl; scripts have a 'kubectl' that calls it.
 const fakeKubectlName = "fake-kubectl"
 
-// fakeKubectl does what the files in the folder CLUSTER say: pods.json is what it lists, exec/POD what happens to those
-// who exec into a pod: "run SOCKET" has the real program ask there. The file calls gets the command lines.
+// fakeKubectl acts according to the files in the folder CLUSTER: it lists pods.json, and exec/POD says what 'exec
+// POD' does: "run SOCKET" runs the real program against that socket. The file calls gets the command lines.
 func fakeKubectl() {
 	dir := os.Getenv("CLUSTER")
 	args := os.Args[1:]
@@ -108,8 +108,8 @@ func fakeKubectl() {
 	}
 }
 
-// nodeServer is the cache of a node with traffic of its own: web-N is a pod on it, and all nodes ask 192.0.2.53, which is silent
-// for the second one.
+// nodeServer is the cache of a node with its own traffic: web-N is a pod on it, and all nodes ask 192.0.2.53, which
+// is silent for the second one.
 func nodeServer(n int) *api.Server {
 	server, _ := sampleNode(n)
 	return server
@@ -168,8 +168,8 @@ func fakePod(name, node, ip, state string) map[string]any {
 	}
 }
 
-// TestAllNodesScripts runs the subcommands as processes against a cluster of three nodes, with the API of each behind a
-// kubectl that runs the program itself where the real one would run it in a pod.
+// TestAllNodesScripts runs the subcommands as processes against a cluster of three nodes, each with an API behind a
+// fake kubectl that runs the program itself instead of running it in a pod.
 func TestAllNodesScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:           "testdata/nodes",
@@ -250,7 +250,7 @@ func TestAllNodesScripts(t *testing.T) {
 	})
 }
 
-// clockAhead is the API of a cache whose clock is ahead, with one slow query of just now, by that clock.
+// clockAhead is the API of a cache whose clock is ahead, with one recent slow query by that clock.
 func clockAhead(by time.Duration) http.Handler {
 	now := func() time.Time { return time.Now().Add(by) }
 	q := api.Query{ReceivedAt: now(), Client: api.Client{Addresses: []string{"10.244.9.5"}}, Name: "ahead.example.org.", Type: "A", Rcode: "SERVFAIL"}
@@ -276,7 +276,7 @@ func writePods(cluster string, items ...any) error {
 	return os.WriteFile(filepath.Join(cluster, "pods.json"), document, 0o600)
 }
 
-// TestReadPods: which pods are asked, and what is said of the others.
+// TestReadPods checks which pods are asked, and what is reported about the others.
 func TestReadPods(t *testing.T) {
 	deleted := fakePod("old", "node-1", "", "running")
 	deleted["metadata"].(map[string]any)["deletionTimestamp"] = "2026-01-02T15:04:05Z"
@@ -313,7 +313,7 @@ func TestReadPods(t *testing.T) {
 	}
 }
 
-// FuzzReadPods: whatever kubectl prints, each node is there once, or with all the pods that can be asked.
+// FuzzReadPods checks that each node occurs once, or with all of its usable pods, whatever kubectl prints.
 func FuzzReadPods(f *testing.F) {
 	document, err := json.Marshal(map[string]any{"items": []any{fakePod("a", "n", "", "running"), fakePod("b", "n", "", "waiting"), fakePod("c", "", "", "running")}})
 	if err != nil {
@@ -334,8 +334,8 @@ func FuzzReadPods(f *testing.F) {
 	})
 }
 
-// TestFleetTerminal: on a terminal it is shown how far it is where that takes more than a second, and taken away again; rows of
-// trouble are coloured unless NO_COLOR is there.
+// TestFleetTerminal checks that a terminal shows progress after a second and clears it at the end, and that rows with
+// problems are coloured unless NO_COLOR is set.
 func TestFleetTerminal(t *testing.T) {
 	dir := t.TempDir()
 	goOn := filepath.Join(dir, "go-on")
@@ -373,7 +373,7 @@ func TestFleetTerminal(t *testing.T) {
 	}
 }
 
-// onTerminal runs cmd with a terminal as its output and returns what it shows, and tells look while it does.
+// onTerminal runs cmd with a terminal as its output and returns the output, and passes it to look meanwhile.
 func onTerminal(t *testing.T, cmd *exec.Cmd, look func(shown string)) string {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR, 0)
@@ -403,7 +403,7 @@ func onTerminal(t *testing.T, cmd *exec.Cmd, look func(shown string)) string {
 		shown = append(shown, b[:n]...)
 		look(string(shown))
 		if err != nil {
-			break // EIO when nobody has the other end any more
+			break // EIO when the other end is closed
 		}
 	}
 	if err := cmd.Wait(); err != nil {

@@ -1,10 +1,11 @@
-// Package coredns runs CoreDNS's own end-to-end tests, all plugins included, with localcache's cache in the place of
-// CoreDNS's and the directive fastpath in every server block; and as they are: whatever passes as it is has to pass with ours.
+// Package coredns runs CoreDNS's own end-to-end tests, all plugins included, with localcache's cache in place of
+// CoreDNS's and the directive fastpath in every server block; and again unchanged: every test that passes unchanged
+// must pass with localcache's plugins.
 //
 //	cd e2e/coredns && go test -suite -v .
 //
-// The tests are read from the CoreDNS release of go.mod when they are run. It is a module of its own, because
-// CoreDNS's plugins need much that localcache does not.
+// The tests are read from the CoreDNS release of go.mod when they are run. This is a module of its own, because
+// CoreDNS's plugins need many modules that localcache does not.
 package coredns
 
 import (
@@ -23,15 +24,15 @@ import (
 
 var suite = flag.Bool("suite", false, "run CoreDNS's tests: about two minutes after a long compilation")
 
-// leftOut are files of CoreDNS's test directory that are not taken, and why.
+// leftOut lists files of CoreDNS's test directory that are skipped, and why.
 var leftOut = map[string]string{
 	"acme_test.go": "needs an ACME server as a further dependency, and serves no UDP",
 }
 
-// timeout ends a run of all tests, which takes 20 s, because one hangs.
+// timeout ends a run of all tests, which normally takes 20 s, if one hangs.
 const timeout = "90s"
 
-// envInject has the suite put the directive into each server block.
+// envInject makes the suite add the directive to each server block.
 const envInject = "LOCALCACHE_INJECT"
 
 func TestCoreDNS(t *testing.T) {
@@ -42,9 +43,9 @@ func TestCoreDNS(t *testing.T) {
 	stock, ours := compile(t, coredns, false), compile(t, coredns, true)
 	wanted := run(t, coredns, stock, false, "")
 	got := run(t, coredns, ours, true, "")
-	// Some of CoreDNS's tests fail now and then by themselves, whole runs of TestView among them, or never end: caddy makes
-	// the socket of a running server a blocking one for an instant at a reload, and a server that reads it then cannot be
-	// stopped before the next query.
+	// Some of CoreDNS's tests fail occasionally by themselves, whole runs of TestView among them, or never end: caddy
+	// makes the socket of a running server blocking for an instant at a reload, and a server that reads it then
+	// cannot be stopped before the next query.
 	for range retries {
 		failed := failures(wanted, got)
 		if len(failed) == 0 {
@@ -74,10 +75,10 @@ func TestCoreDNS(t *testing.T) {
 	}
 }
 
-// retries is how often a test that failed is run again, with and without the fast path.
+// retries is how often a failed test is run again, with and without the fast path.
 const retries = 4
 
-// failures are the tests, without their parts, that failed or did not end in one of the runs.
+// failures lists the top-level tests that failed or did not end in one of the runs.
 func failures(runs ...map[string]ended) []string {
 	var names []string
 	for _, r := range runs {
@@ -91,7 +92,7 @@ func failures(runs ...map[string]ended) []string {
 	return slices.Compact(names)
 }
 
-// better takes over the tests of a later run that passed.
+// better removes the tests that passed in a later run.
 func better(r, again map[string]ended) {
 	for name, e := range again {
 		if e.action == "pass" {
@@ -143,7 +144,7 @@ func compile(t *testing.T, coredns string, ours bool) string {
 		}
 		overlay[filepath.Join(here, name)] = file
 	}
-	// It imports all plugins, which plugins.go does here.
+	// It imports all plugins, as plugins.go does here.
 	lay("server.go", strings.NewReplacer(plain, injected, allPlugins, "").Replace(string(server)))
 	tags := ""
 	if ours {
@@ -169,7 +170,7 @@ func compile(t *testing.T, coredns string, ours bool) string {
 
 const allPlugins = `_ "github.com/coredns/coredns/core/plugin"`
 
-// withoutCache is CoreDNS's list of its plugins without cache, which cannot be in a program twice.
+// withoutCache returns CoreDNS's list of its plugins without cache, which a program cannot contain twice.
 func withoutCache(t *testing.T, coredns string) string {
 	t.Helper()
 	list, err := os.ReadFile(filepath.Join(coredns, "core", "plugin", "zplugin.go"))
@@ -180,14 +181,14 @@ func withoutCache(t *testing.T, coredns string) string {
 	return strings.NewReplacer(clause, "\npackage test\n", cache, "").Replace(string(list))
 }
 
-// ended is how a test ended.
+// ended is the result of a test.
 type ended struct {
 	action string // pass, fail or skip; empty if it did not end
 	output string // of one that failed
 }
 
-// run runs the suite in a folder that stands to CoreDNS's others as its test folder does.
-// The pattern names the tests; empty is all.
+// run runs the suite in a folder with the same position relative to CoreDNS's others as its test folder. The pattern
+// selects tests; empty means all.
 func run(t *testing.T, coredns, binary string, inject bool, pattern string) map[string]ended {
 	t.Helper()
 	root := t.TempDir()

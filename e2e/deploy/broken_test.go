@@ -6,8 +6,7 @@ import (
 	"testing"
 )
 
-// Each judge is shown to find what it is there for: one edit of deploy/ a case, and the words of the
-// complaint.
+// Each check must find its fault: each case has one edit of deploy/ and the expected complaint.
 func TestBroken(t *testing.T) {
 	const ds, cf = "base/daemonset.yaml", "base/Corefile"
 	cases := []struct {
@@ -67,7 +66,7 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// TestBrokenRights is TestBroken for what the fallback to a Service needs, and for more than that.
+// TestBrokenRights is TestBroken for the rights of a fallback to a Service: too few and too many.
 func TestBrokenRights(t *testing.T) {
 	const role, binding, component = "components/fallback/role.yaml", "components/fallback/rolebinding.yaml", "components/fallback/kustomization.yaml"
 	s := schemaOf(t)
@@ -104,7 +103,7 @@ func TestBrokenRights(t *testing.T) {
 	}
 }
 
-// TestBrokenPodRights is TestBroken for what it needs to name pods, and for more than that.
+// TestBrokenPodRights is TestBroken for the rights to name pods: too few and too many.
 func TestBrokenPodRights(t *testing.T) {
 	const role, binding, component, root = "components/pods/clusterrole.yaml", "components/pods/clusterrolebinding.yaml", "components/pods/kustomization.yaml", "kustomization.yaml"
 	const complaint = "want list and watch of pods"
@@ -172,7 +171,7 @@ func TestBrokenPage(t *testing.T) {
 	})
 }
 
-// wantComplaint makes one edit of a file, builds dir, and wants a judge to say want.
+// wantComplaint makes one edit of a file, builds dir, and expects a check to report want.
 func wantComplaint(t *testing.T, tree Tree, s *Schema, dir string, node Node, file, from, to, want string) {
 	t.Helper()
 	rewrite(t, tree, file, from, to)

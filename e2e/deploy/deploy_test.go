@@ -33,7 +33,7 @@ func namingPods(n Node) Node {
 	return n
 }
 
-// reviewing is n with an API of diagnostics that asks the API server who may ask.
+// reviewing is n with a diagnostics API that lets the API server decide about access.
 func reviewing(n Node) Node {
 	n.ReviewsAccess = true
 	return n
@@ -88,7 +88,7 @@ func (f form) variant(t *testing.T, tree Tree) string {
 	content := strings.NewReplacer("newName: localcache # ", "newName: images.example.org/plain # ",
 		"newName: localcache-iptables # ", "newName: images.example.org/with-iptables # ").Replace(string(raw))
 	if f.iptables {
-		// Where other components are, the line for this one stands among them.
+		// If there are other components, the line for this one belongs among them.
 		if strings.Contains(content, "\ncomponents:\n") {
 			content = strings.Replace(content, "  # - ", "  - ", 1)
 		} else {
@@ -171,11 +171,11 @@ func TestForms(t *testing.T) {
 			if set.DaemonSet.Name != f.name || set.Accounts[f.name] == nil {
 				t.Errorf("DaemonSet and account are not both named %s", f.name)
 			}
-			// The incumbents' pods read theirs until they are replaced.
+			// The pods of the previous cache read theirs until they are replaced.
 			if len(set.ConfigMaps) != 1 || set.ConfigMaps["localcache"] == nil {
 				t.Errorf("want one ConfigMap, localcache: found %v", slices.Sorted(maps.Keys(set.ConfigMaps)))
 			}
-			// What makes the migration work: the pods of the incumbents are adopted.
+			// The migration depends on this: the new DaemonSet adopts the old pods.
 			if got := set.DaemonSet.Spec.Selector.MatchLabels; !reflect.DeepEqual(got, map[string]string{"k8s-app": "node-local-dns"}) {
 				t.Errorf("selector %v would not adopt the pods of nodelocaldns", got)
 			}
@@ -209,7 +209,7 @@ func TestForms(t *testing.T) {
 	}
 }
 
-// TestComponents takes each component away, and takes that for pods in where it is not.
+// TestComponents removes each component, and adds the component pods where it is missing.
 func TestComponents(t *testing.T) {
 	s := schemaOf(t)
 	for _, c := range []struct {

@@ -1,11 +1,10 @@
-// Package forward runs CoreDNS's own end-to-end tests against a chain with localcache's forward and cache in the
-// places of CoreDNS's, and again with CoreDNS's: whatever passes there has to pass here.
+// Package forward runs CoreDNS's own end-to-end tests against a chain with localcache's forward and cache in place of
+// CoreDNS's, and again with CoreDNS's: every test that passes with CoreDNS's must pass with localcache's.
 //
 //	go test ./e2e/forward -stock -v
 //
-// The tests are read from the CoreDNS release of go.mod when they are run. Of them are taken the files
-// whose Corefiles forward, but for those that need a cluster or an etcd, and for proxy_test.go, which
-// reaches into CoreDNS's forward.
+// The tests are read from the CoreDNS release of go.mod when they are run: the files whose Corefiles use forward,
+// except those that need a cluster or an etcd, and proxy_test.go, which uses internals of CoreDNS's forward.
 package forward
 
 import (
@@ -21,7 +20,7 @@ import (
 
 var stock = flag.Bool("stock", false, "run CoreDNS's own tests, about ten seconds after a long compilation")
 
-// files are those of CoreDNS's test directory, and what they need of it.
+// files lists files of CoreDNS's test directory, and what they need of it.
 var files = []string{
 	"server.go", "example_test.go", "cache_test.go", "file_cname_proxy_test.go", "metrics_test.go",
 	"proxy_health_test.go", "reload_test.go", "secondary_test.go", "server_test.go", "siit_test.go", "multisocket_test.go", "metrics_test.go", "auto_test.go",
@@ -51,8 +50,8 @@ func TestCoreDNS(t *testing.T) {
 	}
 }
 
-// run tests a package that exists in an overlay only: CoreDNS's files, the plugins they need, and one of
-// the two pairs of forward and cache. It returns how each test ended.
+// run tests a package that exists only in an overlay: CoreDNS's files, the plugins they need, and one of the two
+// pairs of forward and cache. It returns the result of each test.
 func run(t *testing.T, which string) map[string]string {
 	t.Helper()
 	module, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/coredns/coredns").Output()

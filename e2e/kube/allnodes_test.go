@@ -14,7 +14,7 @@ import (
 	"localcache.dev/localcache/e2e/kube/cluster"
 )
 
-// plugin runs a script as an administrator who has localcache as a plugin of kubectl. What it prints is all there is.
+// plugin runs a script as an administrator who has localcache as a plugin of kubectl, and returns its output.
 func (l *lab) plugin(ctx context.Context, t *testing.T, script string) (string, error) {
 	t.Helper()
 	bin := filepath.Join(l.folder, "plugin")
@@ -85,7 +85,7 @@ func (l *lab) testAllNodes(ctx context.Context, t *testing.T) {
 	l.testRights(ctx, t)
 }
 
-// testRights asks as somebody who may nothing, and then only see pods: what is missing is said.
+// testRights asks as a user without rights, and then as one who may only see pods: the missing right is named.
 func (l *lab) testRights(ctx context.Context, t *testing.T) {
 	const asJane = `kubectl config view --raw | sed 's/^  user:$/  user:\n    as: jane/' > jane.kubeconfig
 status=0

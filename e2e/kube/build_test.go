@@ -31,11 +31,11 @@ const (
 	imageIptables = "registry.example.org/localcache-iptables:v1"
 )
 
-// artifacts are what is built before a cluster is raised.
+// artifacts are built before a cluster is raised.
 type artifacts struct {
 	kubernetes string   // folder of programs
 	probe      string   // the program of probe/
-	coredns    string   // stock CoreDNS, of the version that localcache is made of
+	coredns    string   // stock CoreDNS, of the version that localcache contains
 	images     []string // archives
 }
 
@@ -111,7 +111,7 @@ func buildAll(ctx context.Context) (artifacts, error) {
 	return a, err
 }
 
-// command runs a program in this folder; what it writes to standard error is shown.
+// command runs a program in this folder and shows its standard error.
 func command(ctx context.Context, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = append(os.Environ(), "GOFLAGS=")
@@ -126,7 +126,8 @@ func command(ctx context.Context, name string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// addResolverModules adds what glibc loads by name at run time. Since 2.34 the DNS part is in libc itself.
+// addResolverModules adds the modules that glibc loads by name at run time. Since 2.34 the DNS part is in libc
+// itself.
 func addResolverModules(i *image.Image) error {
 	found, err := filepath.Glob("/lib/*/libnss_dns.so.2")
 	if err != nil {

@@ -23,10 +23,10 @@ const (
 	plain = "plain CoreDNS"
 )
 
-// plainAddress is where the plain CoreDNS answers.
+// plainAddress is the address of the plain CoreDNS.
 const plainAddress = "169.254.25.11"
 
-// count is what probe/record.go counts of one way of asking and one class of names.
+// count holds probe/record.go's counts of one way of asking and one class of names.
 type count struct {
 	Way, Names                   string
 	Queries, Unanswered, Stalled int
@@ -45,7 +45,7 @@ func (l *lab) startCounters(ctx context.Context, t *testing.T) map[string][]coun
 	t.Helper()
 	for _, n := range l.Nodes {
 		for _, args := range [][]string{
-			// What carries the address makes no difference; machines without dummy have bridges.
+			// The kind of link that carries the address makes no difference; machines without dummy have bridges.
 			{"link", "add", "plain", "type", "bridge"},
 			{"addr", "add", plainAddress + "/32", "dev", "plain"},
 			{"link", "set", "plain", "up"},
@@ -93,7 +93,7 @@ func (l *lab) plainCorefile(t *testing.T) string {
 	).Replace(setupBlock.ReplaceAllString(deployed, ""))
 }
 
-// setCorefile puts a Corefile into a ConfigMap of kube-system, changing nothing else of it.
+// setCorefile puts a Corefile into a ConfigMap of kube-system and changes nothing else of it.
 func (l *lab) setCorefile(ctx context.Context, name, corefile string) error {
 	data, err := json.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "ConfigMap",
@@ -106,7 +106,7 @@ func (l *lab) setCorefile(ctx context.Context, name, corefile string) error {
 	return l.Apply(ctx, string(data))
 }
 
-// read reads what a counter counted of the queries that were sent between two times.
+// read returns the counts of a counter for the queries that were sent between two times.
 func (l *lab) read(ctx context.Context, c counter, since, until time.Time) ([]count, error) {
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DialContext: l.World.DialContext, DisableKeepAlives: true}}
 	url := fmt.Sprintf("http://%s:8053/counts?since=%d&until=%d", c.address, since.UnixNano(), until.UnixNano())

@@ -16,8 +16,8 @@ var shortSearch = map[stub]string{musl: "musl ignores a search list of more than
 // rootSearch is why a resolver does not get past the search domain ".".
 var rootSearch = map[stub]string{musl: "musl makes a name of it that ends in two dots, and gives up"}
 
-// testExpectations checks what Kubernetes' own DNS tests (test/e2e/network/dns.go, dns_configmap.go) expect of
-// a cluster, where testResolve has not done so.
+// testExpectations checks what Kubernetes' own DNS tests (test/e2e/network/dns.go, dns_configmap.go) expect of a
+// cluster, as far as testResolve has not done so.
 func (l *lab) testExpectations(ctx context.Context, t *testing.T) {
 	l.apply(ctx, t, "names.yaml")
 	l.awaitReady(ctx, t, "tests=names", 4)
@@ -95,8 +95,8 @@ data:
     {%s}
 `
 
-// testChanges changes what names mean and waits until pods see it: the stub domains of the kube-dns
-// ConfigMap, and the target of an ExternalName.
+// testChanges changes names and waits until pods see it: the stub domains of the kube-dns ConfigMap, and the target
+// of an ExternalName.
 func (l *lab) testChanges(ctx context.Context, t *testing.T) {
 	started := time.Now()
 	const stubName, moving = "host:www.acme.example.", "host:moving"

@@ -11,10 +11,10 @@ import (
 	"localcache.dev/localcache/e2e/kube/cluster"
 )
 
-// died is when processes died on each node: in that time their queries were lost, which nothing can save.
+// died holds the times at which processes died on each node: queries in their sockets at that time are lost.
 type died map[string]struct{ since, until time.Time }
 
-// fault is something that goes wrong, or is done to a cluster.
+// fault is a fault of a cluster.
 type fault struct {
 	name string
 	// strike does it to both caches, and returns when all is well again.
@@ -22,12 +22,12 @@ type fault struct {
 	// promised says that no query for an internal name of localcache's clients may fail, but for those that were
 	// in flight when a process was killed.
 	promised bool
-	// hurts says that the plain CoreDNS must fail some: else the fault was none.
+	// hurts says that the plain CoreDNS must fail some queries; otherwise the fault had no effect.
 	hurts bool
 	why   string
 }
 
-// quiet is how long before and after a fault queries are counted; more than their patience.
+// quiet is how long before and after a fault queries are counted; longer than their patience.
 const quiet = 1500 * time.Millisecond
 
 // testFaults runs the counters through all faults and prints the table.
@@ -69,10 +69,11 @@ func (l *lab) faults() []fault {
 		{"kube-dns scaled and rolled", l.strikeKubeDNS, false, false, "names in the cache are answered; new ones wait for kube-proxy to forget a replica that is gone"},
 		{"a kube-dns replica killed", l.strikeReplica, false, false, "as above, until the replica is not ready any more"},
 		{"API server stopped for 30 s", l.strikeAPI, true, false, "nobody needs it to answer; the fallback's servers stay as they were last known"},
-		// Not promised, and it should be: in one of eight runs 3 fresh TCP connections were not answered. The kubelets wait up
-		// to 20 s before they start the processes again. Entries that an earlier fallback left in connection tracking do that
-		// to a few, and are deleted since (TestOldFlows in internal/nodenet); but whether they did it here is not shown: the
-		// replicas that were gone had closed their connections, and entries of closed ones end within a minute or two.
+		// Not promised, but it should be: in one of eight runs 3 fresh TCP connections were not answered. The
+		// kubelets wait up to 20 s before they start the processes again. Entries that an earlier fallback left in
+		// connection tracking can cause this for a few, and are deleted since (TestOldFlows in internal/nodenet); but
+		// it is not shown that they were the cause: the replicas that were gone had closed their connections, and
+		// entries of closed ones end within a minute or two.
 		{"SIGKILL while the API server is stopped", l.strikeBlind, false, true, "the fallback leads to the servers that were last known, and so does the next process; rarely a fresh TCP connection is lost, for a reason that is not known for sure"},
 	}
 }
@@ -132,7 +133,7 @@ func (l *lab) awaitPods(ctx context.Context, t *testing.T, label string, f func(
 	}))
 }
 
-// prey is a process that is to be struck, with what its pod was before.
+// prey is a process to be killed, with the state of its pod before that.
 type prey struct {
 	cluster.Process
 	pod cluster.Pod
@@ -218,7 +219,7 @@ func (l *lab) strikeCorefile(ctx context.Context, t *testing.T) map[string]died 
 		port                int
 	}{{"localcache", l.corefile(t), 9253}, {"plain", l.plainCorefile(t), 9353}}
 
-	// What the metrics say now is what they must not say then.
+	// The present values of the metrics are those that must not be reported then.
 	old := make(map[string]bool)
 	remember := func(metric string) {
 		for _, o := range both {
@@ -265,7 +266,7 @@ func (l *lab) strikeKubeDNS(ctx context.Context, t *testing.T) map[string]died {
 	return nil
 }
 
-// awaitKubeDNS waits for two replicas and no more.
+// awaitKubeDNS waits until there are exactly two replicas.
 func (l *lab) awaitKubeDNS(ctx context.Context, t *testing.T) {
 	t.Helper()
 	l.awaitPods(ctx, t, "k8s-app=kube-dns", func([]cluster.Pod) error { return nil })
@@ -299,7 +300,7 @@ func (l *lab) strikeAPI(ctx context.Context, t *testing.T) map[string]died {
 }
 
 // strikeBlind kills the processes while the API server is away: the kubelets start them again without it, and the
-// fallback has to come from what the process before left in the kernel.
+// fallback must come from what the previous process left in the kernel.
 func (l *lab) strikeBlind(ctx context.Context, t *testing.T) map[string]died {
 	deaths, struck := make(map[string]died), make(map[string][]prey)
 	for cache := range caches {

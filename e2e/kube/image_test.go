@@ -12,7 +12,7 @@ import (
 	"localcache.dev/localcache/e2e/kube/image"
 )
 
-// noEngine is the status with which deploy/image.sh says that nothing here builds images.
+// noEngine is the status with which deploy/image.sh reports that no program here builds images.
 const noEngine = 3
 
 // buildLocalcache writes the images under test to a folder: two versions of localcache, which differ in
@@ -52,7 +52,7 @@ func imageScript(ctx context.Context, environment ...string) error {
 	return err
 }
 
-// pack makes an image of the files that deploy/image.sh lays out, with the Dockerfile's entry point.
+// pack builds an image of the files that deploy/image.sh lays out, with the Dockerfile's entry point.
 func pack(name, files, archive string, more func(*image.Image) error) error {
 	entrypoint, err := image.EntrypointOf(filepath.Join(root, "Dockerfile"))
 	if err != nil {
@@ -70,8 +70,8 @@ func pack(name, files, archive string, more func(*image.Image) error) error {
 	return i.Write(archive)
 }
 
-// addIptables adds this machine's iptables and sleep. The Dockerfile takes them from Debian's image, which a
-// machine without a way to a registry cannot have.
+// addIptables adds this machine's iptables and sleep. The Dockerfile takes them from Debian's image, which needs a
+// registry.
 func addIptables(i *image.Image) error {
 	i.Links = make(map[string]string)
 	for _, kind := range []string{"nft", "legacy"} {

@@ -1,14 +1,14 @@
-// Package kube tests localcache where it belongs: as a DaemonSet in a Kubernetes cluster of two nodes, put
-// there by the commands of doc/operations.md, with pods of several C libraries that resolve through it.
+// Package kube tests localcache as a DaemonSet in a Kubernetes cluster of two nodes, installed by the commands of
+// doc/operations.md, with pods of several C libraries that resolve through it.
 //
 //	make e2e-kube                                        everything
 //	go test -v -kube -run 'TestIptables/resolve'         one subject (in e2e/kube)
 //
-// cluster/ raises the cluster, kubernetes/ builds it, image/ packs images, probe/ is what runs in the pods. The
-// tests of this folder are about what pods see (resolve_test.go, expectations_test.go), what they see while
-// something breaks (faults_test.go), and what an administrator does (operations_test.go).
+// cluster/ raises the cluster, kubernetes/ builds it, image/ packs images, probe/ runs in the pods. The tests of this
+// folder check what pods see (resolve_test.go, expectations_test.go), what they see during faults (faults_test.go),
+// and what an administrator does (operations_test.go).
 //
-// Without -kube the tests are skipped; with it, a machine that cannot is a failure.
+// Without -kube the tests are skipped; with it, a machine that cannot run them is a failure.
 package kube
 
 import (
@@ -30,7 +30,7 @@ var (
 	hold   = flag.Duration("hold", 0, "how `long` a cluster stays up after a failure, to look around in it")
 )
 
-// tools are what the tests need of the machine besides, by the Debian packages that have them.
+// tools are further programs that the tests need, with the Debian packages that have them.
 var tools = map[string]string{
 	"make": "make", "gcc": "gcc libc6-dev", "musl-gcc": "musl-tools", "busybox": "busybox-static",
 	"iptables-legacy-save": "iptables",
@@ -49,8 +49,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// endWithParent ends this process, and the clusters with it, when the `go test` that started it was killed:
-// that leaves its child behind.
+// endWithParent ends this process, and the clusters with it, if the `go test` that started it was killed without its
+// child.
 func endWithParent(parent int) {
 	for range time.Tick(time.Second) {
 		if os.Getppid() != parent {
@@ -60,7 +60,7 @@ func endWithParent(parent int) {
 	}
 }
 
-// began is when the program began, for the times in its messages.
+// began is when the program started, for the times in its messages.
 var began = time.Now()
 
 func progress(format string, args ...any) {
@@ -78,11 +78,11 @@ func needCluster(t *testing.T) context.Context {
 	return ctx
 }
 
-// lab is a cluster with kube-dns, the world outside, and what the tests need in it.
+// lab is a cluster with kube-dns, the outside world, and the tests' helpers in it.
 type lab struct {
 	*cluster.Cluster
 	artifacts *artifacts
-	// folder is a copy of what an administrator has of the project: deploy/.
+	// folder is an administrator's copy of the project: deploy/.
 	folder string
 }
 
@@ -116,7 +116,7 @@ func raise(ctx context.Context, t *testing.T, proxy string) *lab {
 	return l
 }
 
-// explain shows, after a failure, what the administrator would look at first.
+// explain shows, after a failure, what an administrator would look at first.
 func (l *lab) explain(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()

@@ -36,8 +36,7 @@ func TestVictim(t *testing.T) {
 
 const upMark = "the cluster is up"
 
-// A cluster ends with the process that raised it, however that ends, and leaves nothing of itself on the
-// machine.
+// A cluster ends with the process that raised it, in whatever way, and leaves nothing on the machine.
 func TestEndsWithItsProcess(t *testing.T) {
 	ctx := needCluster(t)
 	a := build(ctx, t)
@@ -74,7 +73,7 @@ func TestEndsWithItsProcess(t *testing.T) {
 			if err := cmd.Wait(); err == nil {
 				t.Error("the process ended well")
 			}
-			// Else what follows would find nothing whatever becomes of it.
+			// Otherwise the checks below would find nothing in any case.
 			if groups == 0 || processes < 10 {
 				t.Fatalf("a cluster that is up has %d cgroups and %d processes", groups, processes)
 			}

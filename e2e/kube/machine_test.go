@@ -10,7 +10,7 @@ import (
 	"testing"
 )
 
-// machine is what a cluster must leave alone, line by line.
+// machine is the state that a cluster must not change, line by line.
 type machine []string
 
 // readMachine reads packet rules, links, mounts, sysctls, and the folders in which the cluster's programs keep
@@ -35,7 +35,7 @@ func readMachine(t *testing.T) machine {
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	must(t, err)
 	for line := range strings.Lines(string(mounts)) {
-		// The program that builds the image mounts its own storage and takes it away as it likes.
+		// The program that builds the image mounts and unmounts its own storage.
 		if !strings.Contains(line, " /var/lib/containers/") {
 			m = append(m, "mount "+strings.TrimSpace(line))
 		}
@@ -54,7 +54,7 @@ func sysctls(t *testing.T) machine {
 	err := filepath.WalkDir("/proc/sys", func(p string, d fs.DirEntry, err error) error {
 		name := strings.TrimPrefix(p, "/proc/sys/")
 		if err != nil || d.IsDir() || slices.ContainsFunc(changing, func(c string) bool { return strings.HasPrefix(name, c) }) {
-			return nil // what vanishes while it is read was a link's
+			return nil // an entry that vanishes while it is read belonged to a link
 		}
 		if value, err := os.ReadFile(p); err == nil {
 			m = append(m, "sysctl "+name+" = "+strings.TrimSpace(string(value)))

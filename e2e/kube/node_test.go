@@ -8,7 +8,7 @@ import (
 	"localcache.dev/localcache/e2e/kube/cluster"
 )
 
-// testNode looks at what resolving has left on the nodes, and at localcache through kubectl.
+// testNode checks what resolving left on the nodes, and uses localcache through kubectl.
 func (l *lab) testNode(ctx context.Context, t *testing.T) {
 	t.Run("conntrack", func(t *testing.T) {
 		for _, n := range l.Nodes {
@@ -49,12 +49,12 @@ func (l *lab) testNode(ctx context.Context, t *testing.T) {
 	}
 }
 
-// forgetTracked empties the nodes' tables of connections with an address. localcache tracks some of its own at its
-// start, when the directive loop asks before the rules are in place.
+// forgetTracked removes the nodes' conntrack entries with an address. localcache has some of its own at its start,
+// when the directive loop asks before the rules are in place.
 func (l *lab) forgetTracked(ctx context.Context, t *testing.T, address string) {
 	t.Helper()
 	for _, n := range l.Nodes {
-		// Its status tells whether there was anything.
+		// Its status says whether there was anything.
 		_, _ = n.Run(ctx, "conntrack", "-D", "-d", address)
 		if left := conntrack(ctx, t, n, address); len(left) > 0 {
 			t.Fatalf("%s still tracks %s", n.Name, left[0])

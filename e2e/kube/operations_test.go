@@ -10,8 +10,8 @@ import (
 	"localcache.dev/localcache/e2e/kube/cluster"
 )
 
-// follow runs the nth block of commands of a section of the manual, as the administrator would, and returns
-// what they printed.
+// follow runs the nth block of commands of a section of the manual, as an administrator would, and returns the
+// output.
 func (l *lab) follow(ctx context.Context, t *testing.T, section string, n int) string {
 	t.Helper()
 	started := time.Now()
@@ -30,7 +30,7 @@ func (l *lab) install(ctx context.Context, t *testing.T) {
 	l.check(ctx, t)
 }
 
-// check makes the three checks by which an administrator sees that it works.
+// check makes the administrator's three checks.
 func (l *lab) check(ctx context.Context, t *testing.T) {
 	t.Helper()
 	const section = "Check that it works"
@@ -59,10 +59,10 @@ func (l *lab) requireImage(ctx context.Context, t *testing.T, when, image string
 	}
 }
 
-// testOperations goes on from an installed localcache through the manual, to its end.
+// testOperations continues from an installed localcache through the manual, to its end.
 func (l *lab) testOperations(ctx context.Context, t *testing.T) {
 	defer l.nudge(ctx)()
-	// The faults before it have changed the DaemonSet by other means.
+	// The faults before this have changed the DaemonSet by other means.
 	l.requireManifest(ctx, t)
 
 	l.follow(ctx, t, "Upgrade", 0)
@@ -124,7 +124,7 @@ func (l *lab) nudge(ctx context.Context) (stop func()) {
 	}
 }
 
-// requireManifest puts the DaemonSet back to what the manual installed.
+// requireManifest sets the DaemonSet back to the manual's version.
 func (l *lab) requireManifest(ctx context.Context, t *testing.T) {
 	t.Helper()
 	out, err := l.Shell(ctx, l.folder, "kubectl apply -k my-cluster && kubectl -n kube-system rollout status daemonset/nodelocaldns --timeout=4m")
@@ -134,7 +134,7 @@ func (l *lab) requireManifest(ctx context.Context, t *testing.T) {
 	l.requireImage(ctx, t, "at the beginning", imageV1)
 }
 
-// requireNothingLeft looks at a node for what localcache puts there.
+// requireNothingLeft checks that localcache left nothing on a node.
 func requireNothingLeft(ctx context.Context, t *testing.T, n *cluster.Node) {
 	t.Helper()
 	for _, look := range [][]string{

@@ -12,7 +12,7 @@ import (
 	"localcache.dev/localcache/e2e/kube/cluster"
 )
 
-// toldClient is a client as the diagnostics tell of it.
+// toldClient is a client in the output of the diagnostics.
 type toldClient struct {
 	Addresses                     []string
 	Namespace, Pod, UID, Workload string

@@ -9,12 +9,12 @@ import (
 	"localcache.dev/localcache/e2e/kube/cluster"
 )
 
-// noTCP is why a resolver does not get what does not fit into a UDP answer.
+// noTCP is the reason why a resolver does not get an answer that does not fit into UDP.
 var noTCP = map[stub]string{musl: "musl asks over TCP from 1.2.4 on"}
 
-// testResolve has every pod resolve every kind of name through the server of its own resolv.conf.
+// testResolve makes every pod resolve every kind of name through the server of its own resolv.conf.
 func (l *lab) testResolve(ctx context.Context, t *testing.T) {
-	l.forgetTracked(ctx, t, cluster.LocalAddress) // for testNode, which looks at what the queries leave
+	l.forgetTracked(ctx, t, cluster.LocalAddress) // for testNode, which checks what the queries leave
 	pods, err := l.Pods(ctx, "default", "app=db")
 	must(t, err)
 	peers := make(map[string]string) // addresses by name
@@ -56,7 +56,7 @@ func (l *lab) testResolve(ctx context.Context, t *testing.T) {
 		{question: "host:www.example.org.", want: "2001:db8:80::80,203.0.113.80"},
 		{question: "host:alias.example.org", want: "2001:db8:80::80,203.0.113.80"},
 		{question: "host:nosuch.example.org", want: "none"},
-		// An answer that has to come over TCP.
+		// An answer that must come over TCP.
 		{question: "txt:long.example.org.", want: longText, except: noTCP},
 	}
 	for _, p := range l.clients(ctx, t) {
@@ -69,7 +69,7 @@ func (l *lab) testResolve(ctx context.Context, t *testing.T) {
 	}
 }
 
-// longText is how the lookups show the TXT record of long.example.org.
+// longText is the TXT record of long.example.org in the output of the lookups.
 const longText = "2000 bytes"
 
 // withLongText puts that record into the Corefile of the world.

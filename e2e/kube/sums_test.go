@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// sums are what all counters of a cache counted during a fault, by class of names.
+// sums are the counts of all counters of a cache during a fault, by class of names.
 type sums struct {
 	classes map[string]*sum
 	order   []string

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// table is what the test prints: every fault, beside each other what it did to the clients of either cache.
+// table is the test's output: for every fault, its effect on the clients of both caches.
 type table struct{ rows, reasons []string }
 
 const tableHead = `

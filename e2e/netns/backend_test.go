@@ -10,8 +10,8 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// eachBackend runs f once for each front end for packet rules. One whose program is absent is skipped,
-// but not where LOCALCACHE_LAB_REQUIRED is set.
+// eachBackend runs f once for each backend of packet rules. A backend whose program is missing is skipped, unless
+// LOCALCACHE_LAB_REQUIRED is set.
 func eachBackend(t *testing.T, f func(t *testing.T, backend string)) {
 	t.Helper()
 	for _, b := range []string{nftables, iptablesNFT, iptablesLegacy} {
@@ -39,9 +39,9 @@ func need(t *testing.T, programs ...string) {
 	}
 }
 
-// useBackend makes the node one that uses backend, and returns corefile for it. The lab's kube-proxy is
-// in nftables, which would decide, so that the others have to be asked for by notrack; which variant of
-// iptables the node uses is told by kubelet's chain, as on a real node.
+// useBackend makes the node one that uses backend, and returns corefile for it. The lab's kube-proxy uses nftables,
+// which would decide, so the others are requested with notrack; the variant of iptables is shown by kubelet's chain,
+// as on a real node.
 func useBackend(t *testing.T, l *lab.Lab, backend, corefile string) string {
 	t.Helper()
 	if backend == nftables {
@@ -57,7 +57,7 @@ done`, backend, strings.Replace(backend, "ip", "ip6", 1)))
 	return changed
 }
 
-// onNode runs shell commands on the node and returns what they print.
+// onNode runs shell commands on the node and returns their output.
 func onNode(t *testing.T, l *lab.Lab, commands string) string {
 	t.Helper()
 	var out strings.Builder

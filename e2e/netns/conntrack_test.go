@@ -30,13 +30,13 @@ func bindBoth(t *testing.T) string {
 	return strings.ReplaceAll(corefile, one, "bind "+lab.LocalIP+" "+localIPv6+"\n")
 }
 
-// askedUDP and askedTCP are how many queries, each from a fresh socket, the connection tracking table is
-// looked at after. The kernel forgets an answered UDP flow after 30 s; asking takes a fraction of one.
+// askedUDP and askedTCP are how many queries, each from a new socket, are sent before the connection tracking table
+// is read. The kernel forgets an answered UDP flow after 30 s; the queries take less than a second.
 const (
 	askedUDP = 40
 	askedTCP = 20
-	// mostOfThem is what has to be seen of queries that are tracked: now and then two sockets get the same
-	// port, one after the other, and share an entry.
+	// mostOfThem is the least number of entries for tracked queries: occasionally two sockets get the same port, one
+	// after the other, and share an entry.
 	mostOfThem = (askedUDP + askedTCP) * 9 / 10
 )
 
@@ -80,8 +80,8 @@ func localAddresses(l *lab.Lab) (option string, addrs []netip.Addr) {
 	return bothLocalIPs, []netip.Addr{localIP, netip.MustParseAddr(localIPv6)}
 }
 
-// TestConntrackCure: queries to the local addresses leave no entries, from pods and from the node itself,
-// where those to the Service leave one each.
+// TestConntrackCure checks that queries to the local addresses leave no entries, from pods and from the node itself,
+// whereas those to the Service leave one each.
 func TestConntrackCure(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		l := lab.Start(t, lab.Config{})
@@ -109,8 +109,8 @@ func TestConntrackCure(t *testing.T) {
 	})
 }
 
-// TestConntrackDisease: without the rules each query to a local address leaves an entry, as one to a Service does. It is what
-// TestConntrackCure would see, were the rules not there.
+// TestConntrackDisease checks that without the rules each query to a local address leaves an entry, as one to a
+// Service does: what TestConntrackCure would see without the rules.
 func TestConntrackDisease(t *testing.T) {
 	for _, c := range []struct {
 		name, property string
@@ -139,9 +139,8 @@ func TestConntrackDisease(t *testing.T) {
 	}
 }
 
-// TestForwarding: what the cache does not have it asks of whom the Corefile says. Names of the cluster
-// reach kube-dns over TCP alone, whatever the pod asked over, and the others the node's own resolver
-// alone.
+// TestForwarding checks that cache misses go to the servers in the Corefile: names of the cluster reach kube-dns over
+// TCP only, whatever the pod's transport, and the others only the node's own resolver.
 func TestForwarding(t *testing.T) {
 	l := lab.Start(t, lab.Config{})
 	option, addrs := localAddresses(l)

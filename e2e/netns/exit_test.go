@@ -68,8 +68,8 @@ func TestPidfileOfTheNext(t *testing.T) {
 	}
 }
 
-// TestWrongCorefileBesideAProcess: a newcomer that fails for a reason of its own does not blame the process
-// that shares the port with it.
+// TestWrongCorefileBesideAProcess checks that a new process that fails for a reason of its own does not blame the
+// process that shares the port.
 func TestWrongCorefileBesideAProcess(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.Config{Pods: 1})

@@ -77,7 +77,7 @@ func killUDP(t *testing.T, o serveOptions, streams ...lab.Stream) {
 
 	for i, ss := range all {
 		what := fmt.Sprintf("stream %d", i)
-		// What is sent to sockets that the kernel has not closed yet counts as in flight too.
+		// Queries to sockets that the kernel has not closed yet count as in flight too.
 		report(t, what, ss, killed, phase{"dying", dead}, phase{"dead", restarted}, phase{"starting", back})
 		wantNoneLost(t, what+" after the kill", ss.SentAfter(dead))
 		if early := ss.SentBefore(killed.Add(-settle)).Lost(); len(early) > 0 {
@@ -114,7 +114,7 @@ func askedBelow(l *lab.Lab, zone string, tr lab.Transport) (n int) {
 	return n
 }
 
-// newFlows lists the clients whose flows to addr the node tracks, without those that are known.
+// newFlows returns the clients whose flows to addr the node tracks, without the known ones.
 func newFlows(t *testing.T, l *lab.Lab, addr netip.Addr, known []netip.AddrPort) []netip.AddrPort {
 	t.Helper()
 	flows, err := l.Node.Conntrack(addr)
@@ -130,14 +130,14 @@ func newFlows(t *testing.T, l *lab.Lab, addr netip.Addr, known []netip.AddrPort)
 	return clients
 }
 
-// phase is a part of a stream's life: from the end of the one before to end.
+// phase is a part of a stream's time: from the end of the previous phase to end.
 type phase struct {
 	name string
 	end  time.Time
 }
 
-// report says in a line what became of a stream around a kill. Those in flight are the queries that
-// waited for an answer when the signal was sent.
+// report returns a line about the queries of a stream around a kill. Queries in flight are those without an answer
+// when the signal was sent.
 func report(t *testing.T, what string, ss lab.Samples, killed time.Time, phases ...phase) {
 	t.Helper()
 	const patience = 10 * time.Second // longer than a stream waits
@@ -155,9 +155,9 @@ func report(t *testing.T, what string, ss lab.Samples, killed time.Time, phases 
 	t.Logf("%s; longest outage %v, slowest answer since %v", line, outage(ss).Round(time.Millisecond), slowest(ss.SentAfter(killed)))
 }
 
-// TestKillTCP kills localcache under fresh TCP connections. None that begins after the kill fails, but
-// for those that are open to kube-dns in the instant in which localcache's sockets are open again: the
-// kernel then finds the listener for their packets.
+// TestKillTCP kills localcache under fresh TCP connections. None that begins after the kill fails, except those that
+// are open to kube-dns at the instant at which localcache's sockets are open again: the kernel then finds the
+// listener for their packets.
 func TestKillTCP(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		l := lab.Start(t, lab.Config{})
@@ -188,7 +188,7 @@ func TestKillTCP(t *testing.T) {
 	})
 }
 
-// maxCut is how many TCP connections of a stream may be open in one instant, on a busy machine.
+// maxCut is how many TCP connections of a stream may be open at one instant, on a busy machine.
 const maxCut = 10
 
 // TestTerminate ends localcache by SIGTERM under streams and starts it again. Nothing is lost at all.
@@ -203,8 +203,7 @@ func TestTerminate(t *testing.T) {
 	})
 }
 
-// sideBySide are the streams of tests that run beside one another: from one socket, from fresh ones, and
-// over TCP.
+// sideBySide are the streams of tests that run in parallel: from one socket, from new ones, and over TCP.
 func sideBySide() []lab.Stream {
 	return []lab.Stream{{QPS: 500}, {QPS: 300, Fresh: true}, {QPS: 50, Fresh: true, Transport: lab.TCP}}
 }

@@ -12,7 +12,7 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// accountDir is where the kubelet mounts a pod's token. /var/run leads to /run, and that is the test's own.
+// accountDir is where the kubelet mounts a pod's token. /var/run points to /run, which is the test's own.
 const accountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 // startAPI plays the API server on the node, with a service account for the program.
@@ -45,9 +45,9 @@ func setEndpoints(api *kubetest.Server, replicas ...netip.Addr) {
 	api.Set(kubetest.Slices, kubetest.Slice("kube-system", "kube-dns", "kube-dns-x2b4n", kubetest.Ready(addrs...)...))
 }
 
-// TestFallbackFollows has the fallback follow the endpoints of a Service: the one that the API server named last
-// answers while localcache is dead, changes lose no query, and a server that is gone takes nothing away, not from
-// the process, not across a reload, and not from the next process.
+// TestFallbackFollows makes the fallback follow the endpoints of a Service: the last known ones answer while
+// localcache is dead, changes lose no query, and an API server that is gone removes nothing, neither from the
+// process, nor at a reload, nor from the next process.
 func TestFallbackFollows(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		l := lab.Start(t, lab.Config{})
@@ -69,7 +69,7 @@ func TestFallbackFollows(t *testing.T) {
 		}
 		type window struct{ killed, dead time.Time }
 		var windows []window
-		// restarted starts the next process, which has what the one before had learnt, and waits for the API server.
+		// restarted starts the next process, which knows what the previous one learned, and waits for the API server.
 		restarted := func() *daemon {
 			t.Helper()
 			d := start(t, l, o)
@@ -86,8 +86,8 @@ func TestFallbackFollows(t *testing.T) {
 			windows = append(windows, w)
 			ld.enter(phase)
 			ld.more(500 * time.Millisecond)
-			// A source port that comes back within the life of its conntrack entry goes where it went before, which is
-			// a few in a hundred.
+			// A source port that is reused within the life of its conntrack entry reaches the same server again,
+			// which happens to a few in a hundred.
 			asked, other := by.Record.AskedBelow(zone(phase), lab.UDP), notBy.Record.AskedBelow(zone(phase), lab.UDP)
 			if asked == 0 || other > asked/10 {
 				t.Errorf("%s: %d queries went to the endpoint, %d to the other replica", phase, asked, other)
@@ -141,7 +141,7 @@ func TestFallbackFollows(t *testing.T) {
 		ld.more(200 * time.Millisecond)
 		all := ld.stop()
 		for i, ss := range all {
-			// What is in the sockets of a process when it dies is lost with it; nothing else is.
+			// Queries in the sockets of a process when it dies are lost with it; nothing else is.
 			from := time.Time{}
 			for _, w := range windows {
 				wantNoneLost(t, fmt.Sprintf("stream %d until a kill", i), ss.SentAfter(from).SentBefore(w.killed.Add(-settle)))
@@ -155,8 +155,8 @@ func TestFallbackFollows(t *testing.T) {
 	})
 }
 
-// TestFallbackWithoutAPI starts while the API server is not there, as when a node boots: DNS does not wait for it,
-// and the addresses beside the Service are the fallback until it answers.
+// TestFallbackWithoutAPI starts while the API server is missing, as when a node boots: DNS does not wait for it, and
+// the plain addresses are the fallback until it answers.
 func TestFallbackWithoutAPI(t *testing.T) {
 	l := lab.Start(t, lab.Config{})
 	replicas, _ := l.Endpoints()

@@ -100,8 +100,8 @@ func TestFastPathOff(t *testing.T) {
 	}
 }
 
-// TestFastPathWildcard asks a socket that is bound to no address: the pod takes no reply from another address
-// than the one that it asked.
+// TestFastPathWildcard asks a socket that is bound to no address: the pod accepts a reply only from the address that
+// it asked.
 func TestFastPathWildcard(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.Config{})
@@ -109,8 +109,8 @@ func TestFastPathWildcard(t *testing.T) {
 	d.untilFastHits(d.server, `server="dns://:53"`, 0)
 }
 
-// TestFastPathHandover has two processes on one address. Whichever is left, answers hits by the fast path: the
-// one that came later after a rolling update, and the one that was there before after a crash.
+// TestFastPathHandover has two processes on one address. The remaining one answers hits with the fast path: the newer
+// one after a rolling update, and the older one after a crash.
 func TestFastPathHandover(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.Config{})

@@ -15,8 +15,7 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// oldClient is a client with a source port of its own, as a UDP socket that lives long has it, or as chance gives one
-// to a TCP connection.
+// oldClient is a client with a fixed source port, as a long-lived UDP socket has, or by chance a TCP connection.
 type oldClient struct {
 	t    *testing.T
 	host *lab.Host
@@ -55,7 +54,7 @@ func (c *oldClient) open() error {
 	})
 }
 
-// clientPatience is what a stub resolver waits.
+// clientPatience is how long a stub resolver waits.
 const clientPatience = 5 * time.Second
 
 func (c *oldClient) ask(name string) error {
@@ -77,9 +76,9 @@ func (c *oldClient) String() string {
 	return fmt.Sprintf("%s from port %d to %s", c.kind, c.port, c.to)
 }
 
-// TestFallbackForgotten has clients live in the fallback when localcache starts. When it dies later the server that they
-// were led to is gone, and those who come with the same ports are answered by another: connection tracking
-// has forgotten them in between.
+// TestFallbackForgotten has clients in the fallback when localcache starts. When it dies later their server is gone,
+// and clients with the same ports are answered by another one: localcache has deleted the conntrack entries in
+// between.
 func TestFallbackForgotten(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		t.Parallel()

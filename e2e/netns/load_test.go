@@ -10,11 +10,11 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// settle is how long a query may be under way before it counts for the phase that it was sent in.
+// settle is how long a query may take and still count for the phase in which it was sent.
 const settle = 200 * time.Millisecond
 
-// load is streams of queries side by side, for names that change with the phase of a test, so that what
-// kube-dns was asked tells when it was asked.
+// load is a set of parallel streams, for names that change with the phase of a test, so that kube-dns's record shows
+// when a name was asked.
 type load struct {
 	t       *testing.T
 	l       *lab.Lab
@@ -23,8 +23,8 @@ type load struct {
 	done    []lab.Samples // once stopped
 }
 
-// startLoad starts streams. A stream without names gets names below AnyClusterName that repeat after
-// 100 queries; one without a host comes from the pod of its turn.
+// startLoad starts streams. A stream without names gets names below AnyClusterName that repeat after 100 queries; one
+// without a host comes from the next pod.
 func startLoad(t *testing.T, l *lab.Lab, streams ...lab.Stream) *load {
 	t.Helper()
 	ld := &load{t: t, l: l}
@@ -43,7 +43,7 @@ func startLoad(t *testing.T, l *lab.Lab, streams ...lab.Stream) *load {
 		ld.streams = append(ld.streams, st)
 		t.Cleanup(func() {
 			if ld.done == nil {
-				_, _ = st.Stop() // the test has failed before it came to ask
+				_, _ = st.Stop() // the test failed before it asked
 			}
 		})
 	}
@@ -72,8 +72,8 @@ func (ld *load) more(d time.Duration) {
 	}
 }
 
-// stop ends the streams and returns what became of their queries, in the order of the streams. An
-// answer with an error in it fails the test: every name of the streams exists.
+// stop ends the streams and returns the results of their queries, in the order of the streams. An answer with an
+// error fails the test: every name of the streams exists.
 func (ld *load) stop() []lab.Samples {
 	ld.t.Helper()
 	for i, s := range ld.streams {
@@ -113,8 +113,7 @@ func outage(ss lab.Samples) time.Duration {
 // slowest is the longest that an answer took.
 func slowest(ss lab.Samples) time.Duration { return ss.Quantile(1).Round(100 * time.Microsecond) }
 
-// wantNoneLost fails the test for each stream that has lost queries, and says in a line what became of
-// all.
+// wantNoneLost fails the test for each stream that has lost queries, and logs the results of all.
 func wantNoneLost(t *testing.T, what string, all ...lab.Samples) {
 	t.Helper()
 	for _, ss := range all {

@@ -1,11 +1,10 @@
-// Package netns tests localcache from outside: the program as it is shipped, on the node of a lab of
-// network namespaces, with real sockets, packet rules and connection tracking around it. Nothing of the
-// program is linked into the tests; what they know is what pods, kube-dns, the kernel, the metrics
-// and the log show.
+// Package netns tests localcache from outside: the program as shipped, on the node of a lab of network namespaces,
+// with real sockets, packet rules and connection tracking. The tests link nothing of the program; they see what pods,
+// kube-dns, the kernel, the metrics and the log show.
 //
-// A test starts the program with start, asks or streams from a pod, and breaks something. Tests that
-// depend on how rules are set run once for each way that this machine has (see eachBackend).
-// LOCALCACHE_BIN names a program to test in place of one that is built first.
+// A test starts the program with start, asks or streams from a pod, and breaks something. Tests that depend on the
+// kind of rules run once for each backend of this machine (see eachBackend). LOCALCACHE_BIN names a program to test
+// instead of one that is built first.
 package netns
 
 import (

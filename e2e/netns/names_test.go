@@ -17,8 +17,8 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// question is asked through localcache and of the server that knows the answer. rcode and answers say
-// what must come, so that two servers which fail alike do not pass for agreement.
+// question is asked through localcache and at the server that knows the answer. rcode and answers are the expected
+// result, so that two servers which fail alike do not pass.
 type question struct {
 	name    string
 	qtype   uint16
@@ -120,8 +120,8 @@ func TestNames(t *testing.T) {
 	t.Run("long search list", func(t *testing.T) { longSearchList(t, l) })
 }
 
-// agree compares the answers of localcache, first and cached, over both transports, with and without
-// EDNS, with those of the server itself.
+// agree compares the answers of localcache, first and cached, over both transports, with and without EDNS, with those
+// of the server itself.
 func agree(t *testing.T, l *lab.Lab, server netip.Addr, questions []question) {
 	for i, q := range questions {
 		t.Run(fmt.Sprintf("%.40s %s", q.name, dns.TypeToString[q.qtype]), func(t *testing.T) {
@@ -190,8 +190,8 @@ func exchange(t *testing.T, l *lab.Lab, transport lab.Transport, server netip.Ad
 	return answer
 }
 
-// difference says in what got is another answer than want: TTLs and the order of records do not count,
-// and of cut answers only that both are cut.
+// difference returns how got differs from want: TTLs and the order of records do not count, and of truncated answers
+// only that both are truncated.
 func difference(want, got *dns.Msg) string {
 	if want.Rcode != got.Rcode {
 		return fmt.Sprintf("rcode %s, directly it is %s", dns.RcodeToString[got.Rcode], dns.RcodeToString[want.Rcode])
@@ -214,7 +214,7 @@ func difference(want, got *dns.Msg) string {
 	return ""
 }
 
-// timeless are the records as sorted text without their TTLs.
+// timeless returns the records as sorted text without their TTLs.
 func timeless(rrs []dns.RR) []string {
 	var texts []string
 	for _, rr := range rrs {
@@ -252,8 +252,8 @@ func letterCase(t *testing.T, l *lab.Lab) {
 	}
 }
 
-// pairs asks for A and AAAA at once from one socket, as glibc does, with both queries under way before
-// the first answer. On the tracked way to a Service that is where one of the two gets lost.
+// pairs asks for A and AAAA at once from one socket, as glibc does, with both queries under way before the first
+// answer. On the tracked path to a Service one of the two can get lost.
 func pairs(t *testing.T, l *lab.Lab) {
 	const sockets = 100
 	for i := range sockets {
@@ -297,7 +297,7 @@ func pairs(t *testing.T, l *lab.Lab) {
 	}
 }
 
-// lookups are names as applications write them, with what a pod of namespace default must find.
+// lookups are names as applications write them, with the expected result for a pod of namespace default.
 var lookups = []struct {
 	name    string
 	network string
@@ -326,8 +326,8 @@ var lookups = []struct {
 	{"fd00:10:233::1234", "ptr", []string{"web.default.svc.cluster.local."}},
 }
 
-// stubResolvers has Go's and glibc's resolve in a pod whose name server is localcache. The ordinary
-// resolv.conf of a pod is in force: three search domains and ndots:5.
+// stubResolvers makes Go's and glibc's resolvers resolve in a pod whose name server is localcache, with the ordinary
+// resolv.conf of a pod: three search domains and ndots:5.
 func stubResolvers(t *testing.T, l *lab.Lab) {
 	databases := map[string]string{"ip": "ahosts", "ip4": "ahostsv4"}
 	for _, lookup := range lookups {
@@ -361,8 +361,8 @@ func stubResolvers(t *testing.T, l *lab.Lab) {
 	}
 }
 
-// longSearchList: Kubernetes allows 32 search domains of 2,048 octets together (KEP-2595), and resolvers
-// take what localcache answers for the first ones as the reason to try the next.
+// longSearchList: Kubernetes allows 32 search domains of 2,048 octets together (KEP-2595), and resolvers try the next
+// one depending on localcache's answers for the previous ones.
 func longSearchList(t *testing.T, l *lab.Lab) {
 	var search []string
 	for i := range 7 {

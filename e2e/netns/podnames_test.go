@@ -18,7 +18,7 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// told is what 'localcache top pods -o json' says.
+// told is the output of 'localcache top pods -o json'.
 type told struct {
 	Metadata struct{ Notes []string }
 	Items    []toldClient
@@ -31,7 +31,7 @@ type toldClient struct {
 	Queries                       uint64
 }
 
-// name is how the client is called, with what is behind it.
+// name returns the client's name, with its address.
 func (c *toldClient) name() string {
 	switch {
 	case c.Host:
@@ -58,7 +58,7 @@ func (d *daemon) tool(args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// waitTold waits until the clients are named so, whatever they have asked; others may be there.
+// waitTold waits until the clients have these names, whatever they have asked; there may be others.
 func (d *daemon) waitTold(names ...string) map[string]toldClient {
 	d.t.Helper()
 	found := map[string]toldClient{}
@@ -96,8 +96,8 @@ func setPod(api *kubetest.Server, name, uid string, started time.Time, ip netip.
 	})
 }
 
-// TestPodNames: the diagnostics of the running program name pods, an address that another pod gets takes nothing along,
-// and an API server that is gone takes nothing away.
+// TestPodNames checks that the diagnostics name pods, that an address which moves to another pod takes no statistics
+// along, and that an API server which is gone removes nothing.
 func TestPodNames(t *testing.T) {
 	l := lab.Start(t, lab.Config{})
 	api := startAPI(t, l, netip.MustParseAddrPort("127.0.0.1:6443"))
@@ -151,7 +151,7 @@ func TestPodNames(t *testing.T) {
 		return nil
 	})
 
-	// Without the API server the names stay, and it is said how old they are.
+	// Without the API server the names stay, with a note that they may be old.
 	api.Close()
 	d.until(startTimeout, "it is said that the pods are old", func() error {
 		out, err := d.tool("top", "pods", "-window", "start", "-o", "json")
@@ -171,7 +171,7 @@ func TestPodNames(t *testing.T) {
 		return nil
 	})
 
-	// 'pods off' takes the names away and leaves the API server alone.
+	// 'pods off' removes the names and does not use the API server.
 	api = startAPI(t, l, netip.MustParseAddrPort("127.0.0.1:6443"))
 	setPod(api, "web-0", "u2", anew, first)
 	corefile := strings.Replace(string(localcache.CorefileExample), "    errors\n", "    errors\n    diag {\n        pods off\n    }\n", 1)
@@ -194,7 +194,8 @@ func TestPodNames(t *testing.T) {
 	}
 }
 
-// TestPodNamesWithoutAccess: without a token all goes on by address, and it is said what is missing.
+// TestPodNamesWithoutAccess checks that without a token clients are shown by address, and that the missing token is
+// named.
 func TestPodNamesWithoutAccess(t *testing.T) {
 	l := lab.Start(t, lab.Config{})
 	if err := os.RemoveAll(accountDir); err != nil {

@@ -17,7 +17,7 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// versionName has an address that tells which Corefile is served.
+// versionName has an address that shows which Corefile is served.
 const versionName = "version.test."
 
 // corefileVersion is a Corefile that answers 192.0.2.n for versionName, with more directives in its block.
@@ -65,7 +65,7 @@ func (d *daemon) address(server netip.Addr, name string) (string, error) {
 	return a.A.String(), nil
 }
 
-// waitAddress waits until localcache gives an address for a name.
+// waitAddress waits until localcache returns an address for a name.
 func (d *daemon) waitAddress(name, want string, within time.Duration) {
 	d.t.Helper()
 	d.until(within, fmt.Sprintf("%s is %s", name, want), func() error {
@@ -93,10 +93,10 @@ func (d *daemon) usr1() {
 	}
 }
 
-// underLoad streams queries from the second pod while f reloads so many times, 500 a second from one socket
-// and 100 in each other way, and wants every one of them answered. The exception are connections that
-// were accepted in the very moment of a reload: a server that ends closes those whose query it has not
-// read yet (miekg/dns, Server.ShutdownContext), and their clients ask again (RFC 7766 section 6.2.4).
+// underLoad streams queries from the second pod while f reloads several times, 500 a second from one socket and 100
+// in each other way, and expects every one of them to be answered. The exception is connections that were accepted at
+// the very moment of a reload: a server that ends closes those whose query it has not read yet (miekg/dns,
+// Server.ShutdownContext), and their clients ask again (RFC 7766 section 6.2.4).
 func underLoad(t *testing.T, l *lab.Lab, reloads int, f func()) {
 	t.Helper()
 	const freshTCP = "fresh TCP connections"
@@ -142,7 +142,8 @@ func underLoad(t *testing.T, l *lab.Lab, reloads int, f func()) {
 	f()
 }
 
-// TestReload: a good change is served, a bad one is not and is told of, and no query is lost over either.
+// TestReload checks that a good change is served, that a bad one is refused and reported, and that neither loses a
+// query.
 func TestReload(t *testing.T) {
 	for _, c := range []struct {
 		name, directive, failed string
@@ -232,8 +233,8 @@ func TestReloadFallback(t *testing.T) {
 	})
 }
 
-// TestReloadSetup: addresses come and go, rules go, and what cannot change while the process runs is
-// refused.
+// TestReloadSetup checks that addresses can be added and removed, that rules can be removed, and that a change which
+// is impossible at run time is refused.
 func TestReloadSetup(t *testing.T) {
 	need(t, "nft")
 	l := lab.Start(t, lab.Config{Pods: 1})

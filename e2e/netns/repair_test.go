@@ -20,7 +20,7 @@ import (
 // damage is something that another program does to the node's network.
 type damage struct{ name, commands string }
 
-// nftDamage is done to the table of nftables. The last one takes kube-proxy's tables too.
+// nftDamage lists damage to the nftables table. The last one removes kube-proxy's tables too.
 var nftDamage = []damage{
 	{"table deleted", "nft delete table $T"},
 	{"rule doubled", "nft add rule $T filter_input ip daddr 169.254.25.10 udp dport 53 accept"},
@@ -52,20 +52,20 @@ func preamble(backend string) string {
 		"C=$($I -t raw -S PREROUTING | sed -n 's/.* -j \\(LC-PRE-[^ ]*\\).*/\\1/p' | head -n 1)\n"
 }
 
-// mendBound is how long after the damage the rules have to be in place: one check of 1 s, and the time
-// that a busy machine takes to start some dozens of programs.
+// mendBound is how long after the damage the rules must be in place again: one check of 1 s, and the time that a busy
+// machine needs to start some dozens of programs.
 const mendBound = 4 * time.Second
 
 // instant is the time that a damage or a repair took.
 type instant struct{ begin, end time.Time }
 
-// wantNoneLostBut is wantNoneLost for all but the queries that were in flight while rules were damaged, and the
-// connections that were reset while they were mended.
+// wantNoneLostBut is wantNoneLost except for queries that were in flight while rules were damaged, and connections
+// that were reset while they were repaired.
 //
-// Those may be lost whatever localcache does: where NOTRACK goes before the translation of the fallback,
-// kube-dns gets the socket's next query, and the answer that localcache still owes it becomes a flow
-// whose tuple is taken, so that the kernel gives it another source port. And the next packet of a
-// connection that the fallback has accepted finds the listener when the rules lead there again.
+// Those may be lost whatever localcache does: if NOTRACK is removed before the fallback's translation, kube-dns gets
+// the socket's next query, and the answer that localcache still owes becomes a flow whose tuple is taken, so that the
+// kernel gives it another source port. And the next packet of a connection that the fallback has accepted finds the
+// listener when the rules lead there again.
 func wantNoneLostBut(t *testing.T, what string, ss lab.Samples, damaged, mended []instant) {
 	t.Helper()
 	ss = wantFewReset(t, what, ss, mended)
@@ -171,8 +171,8 @@ func TestRulesMended(t *testing.T) {
 	})
 }
 
-// TestLinkMended takes the link, its addresses and its being up away under streams of both families.
-// Each is back within a second, as the streams see it.
+// TestLinkMended removes the link, its addresses, and sets it down, under streams of both families. Each is back
+// within a second, as the streams see it.
 func TestLinkMended(t *testing.T) {
 	const local6 = "fd00:169:254::10"
 	l := lab.Start(t, lab.Config{})
@@ -188,7 +188,7 @@ func TestLinkMended(t *testing.T) {
 		{"link deleted", "ip link del nodelocaldns", []string{"link"}},
 		{"address deleted", "ip addr del 169.254.25.10/32 dev nodelocaldns", []string{"address"}},
 		{"IPv6 address deleted", "ip addr del " + local6 + "/128 dev nodelocaldns", []string{"address"}},
-		// The kernel drops the IPv6 address of a link that goes down, which is a second thing to mend.
+		// The kernel removes the IPv6 address of a link that goes down, which is a second repair.
 		{"link down", "ip link set nodelocaldns down", []string{"link_down", "address"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -223,8 +223,7 @@ func TestLinkMended(t *testing.T) {
 	}
 }
 
-// holdXtablesLock holds the lock of the iptables programs as another program would. The returned func
-// gives it back.
+// holdXtablesLock holds the lock of the iptables programs like another program. The returned func releases it.
 func holdXtablesLock(t *testing.T, l *lab.Lab) (release func()) {
 	t.Helper()
 	var f *os.File

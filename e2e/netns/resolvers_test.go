@@ -14,14 +14,13 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// fault is something that goes wrong for one lookup of a pod, and what localcache has to say about it, by
-// resolver.
+// fault is a fault that affects one lookup of a pod, and what localcache should report about it, by resolver.
 type fault struct {
 	name   string
 	losses []lab.Loss
-	lookup string                   // the name that is looked up; the resolver's is put before one that begins with a dot
+	lookup string                   // the looked-up name; the resolver's name is put before one that begins with a dot
 	want   map[string]string        // see clientCounts.String
-	least  map[string]time.Duration // for how long the lookup has to last: the fault was there
+	least  map[string]time.Duration // least duration of the lookup, which shows that the fault occurred
 }
 
 // The name that pods resolve when messages get lost. It has addresses of both families.
@@ -44,13 +43,13 @@ func whole(replies bool) []lab.Loss {
 // losses and slow upstreams.
 var waits = []fault{
 	{
-		// One half comes alone, of a client that asks for both. glibc then sends both from the same port; musl and Go
-		// send the other one, as does a program that asks for one after the other.
+		// One half of the pair arrives alone, from a client that asks for both. glibc then sends both from the same
+		// port; musl and Go send the other one, as does a program that asks for one after the other.
 		name: "a query is lost", losses: half(false), lookup: faultyName, least: afterOneTimeout,
 		want: map[string]string{glibc: "glibc query_lost 1", goNet: "suspected query_lost 1", musl: "suspected query_lost 1"},
 	},
 	{
-		// Nothing came here, and then a pair that looks like any other.
+		// Nothing arrived, and then a pair that looks like any other.
 		name: "both queries are lost", losses: whole(false), lookup: faultyName, least: afterOneTimeout,
 		want: map[string]string{glibc: "none", goNet: "none", musl: "none"},
 	},
@@ -81,11 +80,11 @@ var failures = []fault{
 	},
 }
 
-// TestResolvers has glibc, Go and musl resolve in pods under faults, all at the same time, and looks at what
+// TestResolvers makes glibc, Go and musl resolve in pods under faults, all at the same time, and checks what
 // localcache counts.
 //
-// The counting knows resolvers by their timers, with tolerances of 90 ms (Go) and 300 ms. A machine that stands
-// still for longer makes another picture of them: after such a moment, and no other, it is tried again.
+// localcache recognizes resolvers by their timers, with tolerances of 90 ms (Go) and 300 ms. A machine that stalls
+// for longer distorts these times: after a detected stall, and only then, the test is repeated.
 func TestResolvers(t *testing.T) {
 	t.Run("normal traffic", func(t *testing.T) {
 		t.Parallel()
@@ -94,7 +93,7 @@ func TestResolvers(t *testing.T) {
 	for _, scene := range []resolverScene{
 		{
 			name: "waiting in vain", faults: waits,
-			// Without it localcache tells clients that it has failed before they ask again.
+			// Without this, localcache answers clients with a failure before they ask again.
 			corefile: edit(t, string(localcache.CorefileExample), `(?m)forward \. __PILLAR__UPSTREAM__SERVERS__$`,
 				"forward . __PILLAR__UPSTREAM__SERVERS__ {\n        read_timeout 8s\n    }"),
 			spoil: func(l *lab.Lab) error { return l.Upstream.Break(lab.Fault{Delay: slowAnswer}) },
@@ -134,18 +133,17 @@ type resolverScene struct {
 	name     string
 	faults   []fault
 	corefile string
-	spoil    func(*lab.Lab) error // makes the servers behave badly
+	spoil    func(*lab.Lab) error // makes the servers misbehave
 }
 
-// settled is how long it may take until localcache has made up its mind: polling would show by a third
-// question within 7.5 s.
+// settled is how long localcache may take to decide: polling would show by a third question within 7.5 s.
 const settled = 8 * time.Second
 
 func (scene *resolverScene) play(t *testing.T) (wrong []string) {
 	l := lab.Start(t, lab.Config{Pods: len(scene.faults) * len(stubResolverNames)})
 	built := buildStubs(t, l.Path(""))
 	d := start(t, l, serveOptions{Corefile: scene.corefile, Env: []string{"LOCALCACHE_SOCKET=" + diagSocket(l)}})
-	// Clients are known by what they usually ask: both families.
+	// Clients are known by their usual questions: both families.
 	var pods []*faultyPod
 	for _, f := range scene.faults {
 		for _, resolver := range stubResolverNames {
@@ -204,7 +202,7 @@ type faultyPod struct {
 	took     time.Duration
 }
 
-// suffer makes the lookup that the fault is for. Whether it finds something is the resolver's affair.
+// suffer makes the lookup that the fault affects. Whether it succeeds depends on the resolver.
 func (p *faultyPod) suffer() (err error) {
 	name := p.lookup
 	if strings.HasPrefix(name, ".") {

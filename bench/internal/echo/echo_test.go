@@ -28,8 +28,8 @@ func TestEcho(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
-			// More than a batch holds, and of different lengths: what one datagram leaves behind must not
-			// show in the next.
+			// More datagrams than a batch holds, of different lengths: no datagram may show remains of the previous
+			// one.
 			for i := range 20 {
 				question := append(make([]byte, 12), bytes.Repeat([]byte{byte(i)}, 40-i)...)
 				want := bytes.Clone(question)

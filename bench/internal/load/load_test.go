@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// fake answers every query with what reply makes of it, nil for nothing.
+// fake answers every query with the result of reply; nil means no answer.
 func fake(t *testing.T, reply func(q []byte) []byte) netip.AddrPort {
 	t.Helper()
 	c, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -39,7 +39,7 @@ func fake(t *testing.T, reply func(q []byte) []byte) netip.AddrPort {
 	return c.LocalAddr().(*net.UDPAddr).AddrPort()
 }
 
-// noerror makes a query the header and question of an answer that claims to hold one record.
+// noerror turns a query into the header and question of an answer that claims to hold one record.
 func noerror(q []byte) []byte {
 	q[2] |= 0x80
 	q[7] = 1
@@ -123,8 +123,8 @@ func TestRetry(t *testing.T) {
 	}
 }
 
-// TestNoCoordinatedOmission has a server that stands still for a moment: all that were due in that moment
-// have waited, also those that a client which waits for answers would not have sent.
+// TestNoCoordinatedOmission uses a server that stalls for a moment: all queries that were due in that moment have
+// waited, also those that a client which waits for answers would not have sent.
 func TestNoCoordinatedOmission(t *testing.T) {
 	const rate, pause = 2000, 300 * time.Millisecond
 	n := 0
@@ -155,7 +155,7 @@ func TestSilentServer(t *testing.T) {
 		Server: server, Source: &Random{Queries: Services(10, true), Rand: source(1)}, Rate: 1000, Window: 16, Sockets: 2,
 		Length: 200 * time.Millisecond, Timeout: 400 * time.Millisecond,
 	})
-	// The window lets 16 out until they are given up; the others were due too.
+	// The window lets 16 queries out until they are given up; the others were due too.
 	if n := got.Load(); res.Sent != 200 || res.Lost != 200 || res.Answered != 0 || n < 16 || n >= 200 {
 		t.Errorf("%d arrived: %+v", got.Load(), *res)
 	}

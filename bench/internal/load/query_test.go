@@ -49,7 +49,7 @@ func TestExpansion(t *testing.T) {
 	}
 }
 
-// TestMix counts what a mix is made of, and holds what it expects against what the upstream answers.
+// TestMix checks the composition of a mix, and that the upstream's answers are the expected ones.
 func TestMix(t *testing.T) {
 	const lookups = 5000
 	serial := &Serial{}

@@ -61,7 +61,7 @@ func FuzzParse(f *testing.F) {
 	f.Add(status)
 	f.Add("cpu0 1 2 3 4 5 6 7 8\n")
 	f.Fuzz(func(t *testing.T, s string) {
-		// That none of them panics is what is tested.
+		// The test checks that none of them panics.
 		if m, err := parseMemory(s); err != nil && m != (Memory{}) {
 			t.Errorf("%+v beside %v", m, err)
 		}
@@ -172,8 +172,8 @@ func TestLauncherPins(t *testing.T) {
 	}
 }
 
-// TestLauncherNoticesThatItWasMoved: a server that shares a core with the generator gives figures that look
-// like others.
+// TestLauncherNoticesThatItWasMoved checks the check: figures of a server that shares a core with the generator look
+// plausible but are wrong.
 func TestLauncherNoticesThatItWasMoved(t *testing.T) {
 	allowed, err := Allowed()
 	if err != nil || len(allowed) < 2 {

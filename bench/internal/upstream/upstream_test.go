@@ -40,7 +40,7 @@ func TestExists(t *testing.T) {
 	}
 }
 
-// reply is what the server answers, read by another implementation.
+// reply returns the server's answer, parsed by another implementation.
 func reply(t testing.TB, q *dns.Msg) *dns.Msg {
 	t.Helper()
 	b, err := q.Pack()
@@ -134,7 +134,7 @@ func TestServe(t *testing.T) {
 			if err := c.SetDeadline(start.Add(20 * time.Second)); err != nil {
 				t.Fatal(err)
 			}
-			for i := range 10 { // without waiting: a connection is pipelined
+			for i := range 10 { // without waiting: the connection is pipelined
 				q := new(dns.Msg).SetQuestion("www.example.com.", dns.TypeA)
 				q.Id = uint16(i)
 				if err := c.WriteMsg(q); err != nil {

@@ -8,12 +8,12 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// envAlone tells the programs that the tests start where they are: a test runs this program again and ends it by a
-// signal, which would end the outer of two processes there.
+// envAlone tells the programs that the tests start that they are inside: a test runs this program again and ends it
+// by a signal, which would otherwise end the outer of two processes.
 const envAlone = "LOCALCACHE_ALONE"
 
-// TestMain runs CoreDNS's tests in a network of their own, because some of them listen on fixed ports, one of which
-// may be taken on the machine for as long as the tests run.
+// TestMain runs CoreDNS's tests in a network of their own, because some of them listen on fixed ports, which may be
+// in use on the machine.
 func TestMain(m *testing.M) {
 	if os.Getenv(envAlone) != "" {
 		os.Exit(m.Run())

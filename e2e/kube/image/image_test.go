@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// entries reads an archive: contents by name, folders and links with what they are.
+// entries reads an archive: contents by name, and the attributes of folders and links.
 func entries(t *testing.T, r io.Reader) map[string]string {
 	t.Helper()
 	all := make(map[string]string)
