@@ -70,8 +70,7 @@ ip6.arpa:53 {
 }
 `
 
-// launch runs a command line as it is and does not wait for anything. What start's daemons can, this one
-// can too.
+// launch runs a command line unchanged and does not wait for anything. The result can do what start's daemons can.
 func launch(t *testing.T, l *lab.Lab, cmd *exec.Cmd, env ...string) *daemon {
 	t.Helper()
 	d := &daemon{t: t, lab: l, output: &output{}, server: localIP, metrics: "http://127.0.0.1:9353/metrics"}
@@ -103,7 +102,7 @@ func (d *daemon) get(url string) (string, error) {
 	return string(body), err
 }
 
-// sum adds up a metric over all of its labels; seen is false where there is none.
+// sum adds up a metric over all of its labels; seen is false if there is none.
 func sum(page, name string) (total float64, seen bool) {
 	for line := range strings.Lines(page) {
 		rest, ok := strings.CutPrefix(line, name)
@@ -138,8 +137,8 @@ func addressesOn(t *testing.T, l *lab.Lab, link string) (addrs []string) {
 	return addrs
 }
 
-// TestNodelocaldnsUnchanged: the command line and the Corefile of nodelocaldns do what they did there, and
-// the end leaves the node as it was.
+// TestNodelocaldnsUnchanged checks that the command line and the Corefile of nodelocaldns work as they did there, and
+// that the end leaves the node as it was.
 func TestNodelocaldnsUnchanged(t *testing.T) {
 	l := lab.Start(t, lab.Config{})
 	before := nodeState(t, l)
@@ -240,8 +239,8 @@ func healthUntracked(t *testing.T, d *daemon) {
 	}
 }
 
-// TestCorefileExample: the shipped Corefile, as it is, tells that it is ready and answers from memory
-// while those that it asks are silent or gone.
+// TestCorefileExample checks that the shipped Corefile becomes ready and answers from memory while its upstreams are
+// silent or gone.
 func TestCorefileExample(t *testing.T) {
 	t.Parallel() // it waits for answers to expire
 	l := lab.Start(t, lab.Config{})
@@ -296,7 +295,7 @@ func TestCorefileExample(t *testing.T) {
 		if took > most {
 			t.Errorf("%s: the stale answer took %v, want at most %v", name, took, most)
 		}
-		// The next one does not wait for whom has just been silent.
+		// The next one does not wait for the upstream that has just been silent.
 		if _, took := ask(name, startTimeout); took > 500*time.Millisecond {
 			t.Errorf("%s: the second stale answer took %v", name, took)
 		}

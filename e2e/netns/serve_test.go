@@ -23,25 +23,24 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// startTimeout bounds a start, and any other wait for something that takes well below a second on an
-// idle machine.
+// startTimeout bounds a start, and any other wait for something that takes well below a second on an idle machine.
 const startTimeout = 30 * time.Second
 
-// The front ends for packet rules, by the names that the program gives them.
+// The backends of packet rules, by their names in the program.
 const (
 	nftables       = "nftables"
 	iptablesNFT    = "iptables-nft"
 	iptablesLegacy = "iptables-legacy"
 )
 
-// serveOptions say how the program is started. The zero value is the shipped Corefile with the lab's
-// kube-dns replicas as its fallback.
+// serveOptions say how the program is started. The zero value is the shipped Corefile with the lab's kube-dns
+// replicas as its fallback.
 type serveOptions struct {
 	Corefile string   // its content; localcache.CorefileExample where empty
 	LocalIP  string   // of -localip; lab.LocalIP where empty
-	Args     []string // behind the usual ones, so that they win
-	Env      []string // behind the usual ones, so that they win
-	Metrics  string   // -metrics-listen-address, to tell processes apart; port 9353 of the node where empty
+	Args     []string // after the usual ones, so that they win
+	Env      []string // after the usual ones, so that they win
+	Metrics  string   // -metrics-listen-address, to distinguish processes; port 9353 of the node if empty
 	// Backend is the front end for packet rules that the node shall look to be using; where empty it is
 	// the lab's own, nftables.
 	Backend string
@@ -125,14 +124,14 @@ func joinAddrs(addrs []netip.Addr) string {
 	return strings.Join(s, " ")
 }
 
-// in is d for a subtest, whose failures are that one's.
+// in returns d for a subtest, so that failures belong to the subtest.
 func (d *daemon) in(t *testing.T) *daemon {
 	c := *d
 	c.t = t
 	return &c
 }
 
-// finish kills what is left of the process and looks for what must not be in any log.
+// finish kills the process if it still runs, and checks the log for text that no log may contain.
 func (d *daemon) finish() {
 	if err := d.program.Kill(); err != nil {
 		d.t.Error(err)
@@ -160,8 +159,7 @@ func (d *daemon) kill() (killed, dead time.Time) {
 	return killed, time.Now()
 }
 
-// terminate ends the process by SIGTERM, waits for its end, and wants status 0. It returns how long
-// that took.
+// terminate ends the process by SIGTERM, waits for its end, and expects status 0. It returns how long that took.
 func (d *daemon) terminate() time.Duration {
 	d.t.Helper()
 	began := time.Now()
@@ -172,7 +170,7 @@ func (d *daemon) terminate() time.Duration {
 	return time.Since(began)
 }
 
-// waitEnd waits for the end of a process that was told to, and wants status 0.
+// waitEnd waits for the end of a process that was asked to end, and expects status 0.
 func (d *daemon) waitEnd() {
 	d.t.Helper()
 	select {
@@ -185,7 +183,7 @@ func (d *daemon) waitEnd() {
 	}
 }
 
-// alive tells whether the process runs.
+// alive reports whether the process runs.
 func (d *daemon) alive() bool {
 	select {
 	case <-d.program.Done():
@@ -209,8 +207,7 @@ func (d *daemon) waitAnswers(within time.Duration) {
 	})
 }
 
-// until repeats f until it gives no error, and fails the test when the process ends or it takes too
-// long.
+// until repeats f until it returns no error, and fails the test if the process ends or it takes too long.
 func (d *daemon) until(within time.Duration, what string, f func() error) {
 	d.t.Helper()
 	deadline := time.Now().Add(within)
@@ -250,8 +247,8 @@ func (d *daemon) waitLogged(pattern string, within time.Duration) {
 	})
 }
 
-// metric is the value of a metric with the labels as they are exposed, such as `kind="rules"`; the test
-// fails where there is none.
+// metric returns the value of a metric with the labels as they are exposed, such as `kind="rules"`; the test fails if
+// there is none.
 func (d *daemon) metric(name, labels string) float64 {
 	d.t.Helper()
 	v, err := d.readMetric(name, labels)
@@ -300,7 +297,7 @@ type output struct {
 	buf []byte
 }
 
-// maxOutput is more than any test makes the program say.
+// maxOutput is more than the program writes in any test.
 const maxOutput = 4 << 20
 
 func (o *output) Write(p []byte) (int, error) {

@@ -18,7 +18,7 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// Some processes beside localcache are this test program once more, under one of these names.
+// Some helper processes are this test program under one of these names.
 const (
 	stageHold    = "localcache-e2e:hold"    // hold sockets: args are networks and addresses by turns
 	stageWithout = "localcache-e2e:without" // args: capability numbers with commas, program, its arguments
@@ -26,8 +26,8 @@ const (
 	stageStub    = "localcache-e2e:stub"    // Go's stub resolver, for each name on standard input
 )
 
-// runStage does what the process was started for and does not return; in the test process itself it
-// returns at once.
+// runStage runs the stage that the process was started for and does not return; in the test process itself it returns
+// at once.
 func runStage() {
 	var err error
 	switch os.Args[0] {
@@ -71,8 +71,8 @@ func hold(args []string) error {
 	return err
 }
 
-// runWithout becomes a program without some capabilities. Out of the bounding set they do not come back
-// for root at execve (capabilities(7)).
+// runWithout becomes a program without some capabilities. Removed from the bounding set, they do not return for root
+// at execve (capabilities(7)).
 func runWithout(caps string, program []string) error {
 	runtime.LockOSThread() // capabilities are a thread's, and this one becomes the program
 	for c := range strings.SplitSeq(caps, ",") {

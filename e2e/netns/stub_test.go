@@ -87,8 +87,8 @@ func (built stubPrograms) start(t *testing.T, pod *lab.Host, resolver string) *s
 	return &stub{program: program, in: in, out: bufio.NewReader(out)}
 }
 
-// lookup resolves a name to addresses of both families and returns how long that took. problem is the
-// resolver's own.
+// lookup resolves a name to addresses of both families and returns how long that took. problem is the resolver's
+// error.
 func (s *stub) lookup(name string) (took time.Duration, problem string, err error) {
 	if _, err := fmt.Fprintln(s.in, name); err != nil {
 		return 0, "", err
@@ -102,7 +102,7 @@ func (s *stub) lookup(name string) (took time.Duration, problem string, err erro
 	return time.Duration(ms) * time.Millisecond, problem, err
 }
 
-// resolveLines is the process behind Go's stub. It says what testdata/stub.c says.
+// resolveLines is the process behind Go's stub. Its output has the format of testdata/stub.c.
 func resolveLines(in io.Reader, out io.Writer) error {
 	names := bufio.NewScanner(in)
 	resolver := &net.Resolver{PreferGo: true}
@@ -120,7 +120,7 @@ func resolveLines(in io.Reader, out io.Writer) error {
 	return names.Err()
 }
 
-// clientCounts is what `localcache pods IP -o json` tells of a client since the start.
+// clientCounts is the output of `localcache pods IP -o json` about a client since the start.
 type clientCounts struct {
 	Queries     uint64            `json:"queries"`
 	Sources     map[string]uint64 `json:"sources"`
@@ -132,7 +132,7 @@ type clientCounts struct {
 	} `json:"retransmits"`
 }
 
-// String lists the retransmits, such as "glibc reply_lost 1, suspected query_lost 1". Nothing is "none".
+// String lists the retransmits, such as "glibc reply_lost 1, suspected query_lost 1"; "none" if there are none.
 func (c *clientCounts) String() string {
 	var list []string
 	for _, r := range c.Retransmits {
@@ -163,7 +163,7 @@ func (c *clientCounts) suspected() (n uint64) {
 	return n
 }
 
-// diagSocket is where a daemon of a test has its diagnostics: not at the place that all share.
+// diagSocket is the diagnostics socket of a daemon of a test, different from the default that all share.
 func diagSocket(l *lab.Lab) string { return l.Path("diag.sock") }
 
 // countsOf asks the program about a client, as an administrator on the node would.
@@ -190,8 +190,8 @@ func (d *daemon) countsOf(ctx context.Context, ip netip.Addr) (*clientCounts, er
 	return &since, nil
 }
 
-// stalls watches how late the machine wakes a process that sleeps. What tells resolvers apart are their
-// timers, so a machine that stands still for longer than the tolerances blurs them.
+// stalls measures how late the machine wakes a sleeping process. Resolvers are recognized by their timers, so a
+// machine that stalls for longer than the tolerances blurs them.
 type stalls struct {
 	longest atomic.Int64
 	stop    chan struct{}

@@ -13,10 +13,10 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// TestExitRemoves ends localcache by SIGTERM where nothing shall stay: without a fallback, and with one
-// but -skipteardown=false. The node is then as it was before.
+// TestExitRemoves ends localcache by SIGTERM in the cases where nothing should stay: without a fallback, and with one
+// and -skipteardown=false. The node is then as it was before.
 func TestExitRemoves(t *testing.T) {
-	// Clients are of no concern here.
+	// Clients do not matter here.
 	quick := edit(t, string(localcache.CorefileExample), `lameduck 5s`, `lameduck 1ms`)
 	t.Run("skipteardown=false", func(t *testing.T) {
 		exitRemoves(t, nftables, serveOptions{Corefile: quick, Args: []string{"-skipteardown=false"}})
@@ -99,8 +99,8 @@ func teardown(t *testing.T, l *lab.Lab) (out string, status int) {
 	return o.String(), status
 }
 
-// strangers puts a rule of somebody else into every chain that localcache may add to, so that the
-// kernel has the tables before, and it is seen when a stranger's rule goes.
+// strangers adds a rule of another program to every chain that localcache may add to, so that the kernel has the
+// tables beforehand, and the removal of another program's rule is noticed.
 func strangers(t *testing.T, l *lab.Lab, backend string) {
 	t.Helper()
 	if backend == nftables {
@@ -111,7 +111,7 @@ func strangers(t *testing.T, l *lab.Lab, backend string) {
 done; done`, backend, strings.Replace(backend, "ip", "ip6", 1)))
 }
 
-// network is what the node has of links, addresses and rules, without counters.
+// network returns the node's links, addresses and rules, without counters.
 func network(t *testing.T, l *lab.Lab) string {
 	t.Helper()
 	need(t, "nft", "ip")

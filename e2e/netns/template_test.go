@@ -41,7 +41,7 @@ const templateCorefile = `cluster.local:53 {
 }
 `
 
-// stubAddress is what stubServer answers.
+// stubAddress is stubServer's answer.
 const stubAddress = "203.0.113.7"
 
 // stubServer has a host answer every question, over UDP, with stubAddress.
@@ -59,7 +59,7 @@ func stubServer(t *testing.T, h *lab.Host) {
 				A:   netip.MustParseAddr(stubAddress).AsSlice(),
 			}}
 		}
-		_ = w.WriteMsg(m) // who asked may be gone
+		_ = w.WriteMsg(m) // the client may be gone
 	}
 	s := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(answer)}
 	ready := make(chan struct{})
@@ -77,8 +77,9 @@ func stubServer(t *testing.T, h *lab.Host) {
 	<-ready
 }
 
-// TestTemplateAndConfigMap: the template is rendered to -conf, the kube-dns ConfigMap adds its stub domains
-// and upstream servers, changes of both are found without a signal, and a broken one changes nothing.
+// TestTemplateAndConfigMap checks that the template is rendered to -conf, that the kube-dns ConfigMap adds its stub
+// domains and upstream servers, that changes of both are found without a signal, and that a broken one changes
+// nothing.
 func TestTemplateAndConfigMap(t *testing.T) {
 	t.Parallel() // it waits for the poll
 	l := lab.Start(t, lab.Config{})
@@ -109,7 +110,7 @@ func TestTemplateAndConfigMap(t *testing.T) {
 	}
 	d.wantAddress(versionName, "192.0.2.1")
 
-	// The signal looks at once, so that only the good change below has to wait for the poll.
+	// The signal makes it look at once, so that only the good change below has to wait for the poll.
 	replace(t, stubDomains, "{\n  \"corp.test\": [\n}")
 	d.usr1()
 	d.waitMetric("coredns_nodecache_setup_errors_total", `errortype="configmap"`, 1, startTimeout)
@@ -121,7 +122,7 @@ func TestTemplateAndConfigMap(t *testing.T) {
 		t.Errorf("a broken ConfigMap changed the rendered Corefile to\n%s", got)
 	}
 
-	// The template comes last and is read first, so that a poll in between that has it has the others as well.
+	// The template is changed last and read first, so that a poll in between which sees it sees the others as well.
 	replace(t, configMap+"/upstreamNameservers", fmt.Sprintf(`[%q]`, stub))
 	replace(t, stubDomains, fmt.Sprintf(`{"corp.test": [%q], "other.example.com": [%q]}`, stub, stub))
 	replace(t, base, strings.Replace(templateCorefile, "192.0.2.1", "192.0.2.2", 1))

@@ -14,12 +14,12 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// In the default a program that polls each 5 s asks for each name three or four times: what looks like a retransmit at
-// the second time is polling at the third.
+// By default a program that polls every 5 s asks for each name three or four times: the second time looks like a
+// retransmit, the third shows that it is polling.
 var trafficFor = flag.Duration("traffic", 16*time.Second, "for how `long` TestResolvers looks for retransmits in normal traffic, where there are none")
 
-// habit is how an application in a pod resolves names. f makes lookups until ctx ends, with so many stubs as
-// the application has processes.
+// habit is how an application in a pod resolves names. f makes lookups until ctx ends, with as many stubs as the
+// application has processes.
 type habit struct {
 	name  string
 	stubs int
@@ -42,10 +42,10 @@ func every(ctx context.Context, interval time.Duration, f func() error) error {
 	}
 }
 
-// polling asks for the names of a process each interval, none at the same time as another.
+// polling asks for the names of a process each interval, each at a different time.
 func polling(interval time.Duration) func(context.Context, int, func(string) error) error {
 	return func(ctx context.Context, i int, resolve func(string) error) error {
-		// The pause is what puts the processes apart.
+		// The pause separates the processes.
 		if !rest(ctx, time.Duration(i)*interval/5) {
 			return nil
 		}
@@ -95,12 +95,12 @@ var habits = []habit{
 	}},
 }
 
-// normalTraffic has pods resolve with all habits by all resolvers, and wants no retransmit counted: nothing
-// gets lost, and nothing is slow. A lookup that waited all the same, for as long as a resolver does before it asks
-// again, may be counted. What is suspected is said, not judged.
+// normalTraffic makes pods resolve with all habits and all resolvers, and expects that no retransmit is counted:
+// nothing gets lost, and nothing is slow. A lookup that nevertheless took as long as a resolver waits may be counted.
+// Suspected ones are logged, not judged.
 //
-// A machine that stands still lets one half of a pair come without the other, which then looks like a retransmit. So with
-// a stall of more than 90 ms, the smallest of the tolerances, one in a thousand lookups is let pass.
+// A machine that stalls can delay one half of a pair, which then looks like a retransmit. So after a stall of more
+// than 90 ms, the smallest of the tolerances, one in a thousand lookups may be counted.
 func normalTraffic(t *testing.T) {
 	l := lab.Start(t, lab.Config{Pods: 1 + len(habits)*len(stubResolverNames)})
 	built := buildStubs(t, l.Path(""))

@@ -9,7 +9,7 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// Where the processes of one node tell about themselves.
+// Metrics addresses of the processes of one node.
 const (
 	firstMetrics  = "127.0.0.1:9453"
 	secondMetrics = "127.0.0.1:9454"
@@ -20,9 +20,9 @@ const (
 // the time of a busy machine.
 const handover = 5 * time.Second
 
-// TestUpgrade runs two processes beside each other, with the same Corefile and ports, under streams: a
-// second one comes and goes; another comes, and the first goes, as in a rolling update with maxSurge 1.
-// Nothing is lost, and nobody takes anything away from the other.
+// TestUpgrade runs two processes beside each other, with the same Corefile and ports, under streams: a second one
+// comes and goes; another one comes, and the first one goes, as in a rolling update with maxSurge 1. No query is
+// lost, and neither process removes anything of the other.
 func TestUpgrade(t *testing.T) {
 	eachBackend(t, func(t *testing.T, backend string) {
 		t.Parallel()
@@ -91,8 +91,8 @@ func inPlace(t *testing.T, d *daemon, when string) {
 	}
 }
 
-// TestUpgradeKilled kills the newer of two processes. The older one answers what comes after, without
-// kube-dns' help, and keeps the rules again.
+// TestUpgradeKilled kills the newer of two processes. The older one answers the following queries, without kube-dns'
+// help, and maintains the rules again.
 func TestUpgradeKilled(t *testing.T) {
 	need(t, "nft")
 	l := lab.Start(t, lab.Config{})
@@ -120,9 +120,9 @@ func TestUpgradeKilled(t *testing.T) {
 	inPlace(t, older, "after the repair")
 }
 
-// TestEndStarved ends a process that gets no processor for a moment just before its sockets close, as on
-// a busy node. What has reached the sockets by then is lost, and so nothing may: it has to go to the
-// process beside it, or to the fallback.
+// TestEndStarved ends a process that gets no processor for a moment just before its sockets close, as on a busy node.
+// Queries that have reached the sockets by then are lost, so none may reach them: they must go to the other process
+// or to the fallback.
 func TestEndStarved(t *testing.T) {
 	for _, c := range []struct {
 		name   string

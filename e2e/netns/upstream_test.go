@@ -16,15 +16,15 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// TestUpstreamFailuresAreSeen: an upstream that answers and one that refuses can be told apart in the
-// metrics, failures included, which CoreDNS does not count.
+// TestUpstreamFailuresAreSeen checks that the metrics distinguish an upstream that answers from one that refuses,
+// including failures, which CoreDNS does not count.
 func TestUpstreamFailuresAreSeen(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.Config{Pods: 1})
 	d := start(t, l, serveOptions{})
 	ask := func(name string) {
 		t.Helper()
-		// What it is answered with does not matter here, SERVFAIL from a broken upstream neither.
+		// The answer does not matter here, not even SERVFAIL from a broken upstream.
 		if _, _, err := l.Pods[0].Ask(t.Context(), lab.UDP, d.server, name, 1); err != nil {
 			t.Fatal(err)
 		}
@@ -53,8 +53,8 @@ func TestUpstreamFailuresAreSeen(t *testing.T) {
 	}
 }
 
-// TestConnectionsAreSeen: the running process tells how many connections are open to an upstream, and how far away
-// it is.
+// TestConnectionsAreSeen checks that the running process reports how many connections are open to an upstream, and
+// its round-trip time.
 func TestConnectionsAreSeen(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.Config{Pods: 1})
@@ -113,8 +113,9 @@ func TestHostUnreachable(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// Without the message it would be 2.3 s; half of that is a generous machine. Of the attempts over TCP only the
-		// first is told, for the kernel sends one such message a second (icmp_ratelimit, icmp(7)).
+		// Without the ICMP message it would take 2.3 s; half of that allows for a slow machine. Of the attempts over
+		// TCP only the first is reported, because the kernel sends one such message a second (icmp_ratelimit,
+		// icmp(7)).
 		if reply.Rcode != 2 || transport == lab.UDP && took > 1200*time.Millisecond {
 			t.Errorf("%v: rcode %d after %v", transport, reply.Rcode, took)
 		}

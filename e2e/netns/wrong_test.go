@@ -70,15 +70,15 @@ func changed(before, after string) string {
 // refusal is a start that must fail.
 type refusal struct {
 	corefile string   // smallCorefile where empty
-	args     []string // behind -localip and -conf
+	args     []string // after -localip and -conf
 	env      []string
 	stage    []string // a stage to start through, with its own arguments
 	// says are patterns that the last line of the output, or several of them, must match.
 	says []string
 }
 
-// refuse starts localcache and wants it to end by itself with status 1, to say why, and to leave the
-// node as it was.
+// refuse starts localcache and expects it to end by itself with status 1, to say why, and to leave the node as it
+// was.
 func (r refusal) refuse(t *testing.T, l *lab.Lab) {
 	t.Helper()
 	if r.corefile == "" {
@@ -95,7 +95,7 @@ func (r refusal) refuse(t *testing.T, l *lab.Lab) {
 	if status != 1 {
 		t.Errorf("exit status %d, want 1", status)
 	}
-	// Lines of the log come before; the reason stands on the standard error, which has nothing else.
+	// Lines of the log come before; the reason is on the standard error, which has nothing else.
 	for _, pattern := range r.says {
 		if !regexp.MustCompile(`(?m)` + strings.ReplaceAll(pattern, "CONF", regexp.QuoteMeta(conf))).MatchString(output) {
 			t.Errorf("the message has nothing like %s", pattern)
@@ -155,7 +155,7 @@ func TestWrongCorefile(t *testing.T) {
 			corefile: strings.TrimSuffix(smallCorefile, "}\n"),
 			says:     []string{`^localcache: CONF:4 - Syntax error: Unexpected token '169\.254\.25\.10:9254', expecting '}'$`},
 		}},
-		// From here on the interface was made when the mistake is found.
+		// In the following cases the interface exists when the mistake is found.
 		{"argument of a directive", refusal{
 			corefile: strings.Replace(smallCorefile, "10.233.0.3", "10.233.0.3 {\n        force_udp\n    }", 1),
 			says:     []string{`^localcache: plugin/forward: CONF:4 - Error during parsing: unknown property 'force_udp' of forward: accepted are except, force_tcp, .*$`},
@@ -240,8 +240,8 @@ func TestWrongInput(t *testing.T) {
 	}
 }
 
-// TestPortTaken: who has the port is named, over each transport and however the holder is bound, and the
-// interface that was there before stays.
+// TestPortTaken checks that the holder of the port is named, over each transport and however it is bound, and that an
+// existing interface stays.
 func TestPortTaken(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -274,7 +274,7 @@ func TestPortTaken(t *testing.T) {
 	})
 }
 
-// TestForeignLink: an address that another interface has is not taken from it.
+// TestForeignLink checks that an address of another interface is not taken from it.
 func TestForeignLink(t *testing.T) {
 	l := lab.Start(t, lab.Config{Pods: 1, KubeDNS: 1})
 	onNode(t, l, "ip addr add 169.254.25.10/32 dev eth0")
@@ -283,7 +283,8 @@ func TestForeignLink(t *testing.T) {
 	}}.refuse(t, l)
 }
 
-// TestWithoutCapabilities: what a container lacks is named, and where it is not needed it is not missed.
+// TestWithoutCapabilities checks that a missing capability of the container is named if it is needed, and ignored
+// otherwise.
 func TestWithoutCapabilities(t *testing.T) {
 	l := lab.Start(t, lab.Config{Pods: 1, KubeDNS: 1})
 	withoutNetAdmin := []string{stageWithout, capNetAdmin}

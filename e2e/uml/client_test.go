@@ -12,8 +12,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// patience is how long a client waits for one answer. An answer that comes takes some milliseconds, so
-// that a slow machine loses none, and one that does not come never will: clients do not ask twice.
+// patience is how long a client waits for one answer. An answer normally takes some milliseconds, so that a slow
+// machine loses none; a lost one never comes, because clients do not ask twice.
 const patience = 2 * time.Second
 
 // workers is how many clients ask at the same time where the order does not matter.
@@ -37,7 +37,7 @@ func ask(network string, server netip.Addr, name string) error {
 	return nil
 }
 
-// losses is what became of a number of queries.
+// losses are the results of a number of queries.
 type losses struct {
 	tries, lost int
 	first       error // the first reason of a loss
@@ -50,8 +50,8 @@ func (l losses) String() string {
 	return fmt.Sprintf("%d of %d lost (the first: %v)", l.lost, l.tries, l.first)
 }
 
-// askMany asks for name(0) to name(tries-1), each once from a socket of its own, as a pod's stub resolver
-// does. It returns an error where the host could not be entered.
+// askMany asks for name(0) to name(tries-1), each once from a socket of its own, as a pod's stub resolver does. It
+// returns an error if the host could not be entered.
 func (h *host) askMany(network string, server netip.Addr, tries int, name func(i int) string) (losses, error) {
 	var next, lost atomic.Int64
 	var mu sync.Mutex

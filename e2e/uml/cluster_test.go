@@ -105,7 +105,7 @@ func (c *cluster) serve(t *testing.T) {
 				A:   net.IPv4(10, 233, 12, 34),
 			}}
 		}
-		_ = w.WriteMsg(m) // a client that has gone away is its own business
+		_ = w.WriteMsg(m) // a client that left does not matter
 	})
 	// Connections stay open like those of CoreDNS, which has no limit of queries on one.
 	idle := func() time.Duration { return 5 * time.Minute }
@@ -157,8 +157,8 @@ func newHost(t *testing.T, link string, addr netip.Addr) *host {
 		if err := h.netns.Close(); err != nil {
 			t.Error(err)
 		}
-		// The namespace goes when its last socket is closed, and takes both ends of the veth along, but in
-		// the kernel's own time.
+		// The namespace ends when its last socket is closed, and removes both ends of the veth, but at a time of the
+		// kernel's choice.
 		if l, err := netlink.LinkByName(link); err == nil {
 			_ = netlink.LinkDel(l)
 		}
@@ -183,8 +183,8 @@ func newHost(t *testing.T, link string, addr netip.Addr) *host {
 	return h
 }
 
-// addUplink gives the node a way out into the world. Nothing goes there, but the kernel looks for a route
-// to the Service address before that is translated.
+// addUplink gives the node a default route. No packet uses it, but the kernel looks for a route to the Service
+// address before that is translated.
 func addUplink(t *testing.T) {
 	t.Helper()
 	attrs := netlink.NewLinkAttrs()

@@ -18,8 +18,8 @@ const (
 	fillers = 200
 	// tries is how many queries each path gets.
 	tries = 200
-	// largeShare of tries is what a full table must lose on a tracked path. It loses all but those
-	// which find an entry that the kernel may throw out; the fillers are none of these.
+	// largeShare is the share of tries that a full table must lose on a tracked path. It loses all but those which
+	// find an entry that the kernel may drop; the fillers are none of these.
 	largeShare = tries / 2
 )
 
@@ -56,10 +56,10 @@ func (c *cluster) acceptFillers(t *testing.T) {
 	})
 }
 
-// fillTable fills the node's connection tracking table until the end of the test: with established
-// connections between pods, because to make room the kernel throws out only what is not established
-// (early_drop in net/netfilter/nf_conntrack_core.c). Entries of UDP queries that were asked before are
-// deleted for that reason. localcache's own connection to kube-dns is as established as the fillers.
+// fillTable fills the node's connection tracking table until the end of the test with established connections between
+// pods, because to make room the kernel drops only entries that are not established (early_drop in
+// net/netfilter/nf_conntrack_core.c). Entries of earlier UDP queries are deleted for that reason. localcache's own
+// connection to kube-dns is as established as the fillers.
 func (c *cluster) fillTable(t *testing.T) {
 	t.Helper()
 	roomy, err := os.ReadFile(maxFile)
@@ -100,7 +100,7 @@ func (c *cluster) lost(t *testing.T, network string, server netip.Addr, name fun
 	return l
 }
 
-// names makes tries names, the same for the same word.
+// names returns tries names, the same for the same word.
 func names(word string) func(int) string {
 	return func(i int) string { return fmt.Sprintf("%s-%d.default.svc.cluster.local.", word, i) }
 }
@@ -125,11 +125,11 @@ func requireMany(t *testing.T, path string, l losses) {
 	t.Logf("%s: %v", path, l)
 }
 
-// TestFullTable shows the disease, a full connection tracking table, and the cure, NOTRACK, on the same
-// node. What is measured is the way between pod and local address. The way between localcache and kube-dns
-// is tracked, because the Service address must be translated: there a connection that is open before the
-// table is full goes on, a new one would be lost like the pods' own. So the names are asked once before
-// the table is filled; they are then answered from memory, and new names over the connection that is open.
+// TestFullTable shows the fault, a full connection tracking table, and the cure, NOTRACK, on the same node. It
+// measures the path between pod and local address. The path between localcache and kube-dns is tracked, because the
+// Service address must be translated: there a connection that was open before continues, whereas a new one would be
+// lost like the pods' own. So the names are asked once before the table is filled; later they are answered from
+// memory, and new names over the open connection.
 func TestFullTable(t *testing.T) {
 	needGuest(t)
 	c := startCluster(t)
@@ -168,8 +168,7 @@ func TestFullTable(t *testing.T) {
 		p.end(t, unix.SIGTERM)
 	})
 
-	// The same process without its rules is no cure: what saves the queries are the rules, not that the
-	// answers are in memory.
+	// The same process without its rules is no cure: the rules save the queries, not the answers in memory.
 	t.Run("without rules", func(t *testing.T) {
 		p := c.startLocalcache(t, false, "", "-setupiptables=false")
 		requireNone(t, "room in the table, pod to local address without NOTRACK", c.lost(t, "udp", localIP, cached))

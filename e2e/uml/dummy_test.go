@@ -46,7 +46,7 @@ func requireDummy(t *testing.T) {
 	}
 }
 
-// TestDummy takes localcache through its life on a kernel that has the kind of device that it prefers.
+// TestDummy runs localcache from start to end on a kernel that has the kind of device that it prefers.
 func TestDummy(t *testing.T) {
 	needGuest(t)
 	c := startCluster(t)

@@ -27,8 +27,8 @@ var guestModules = []string{
 	"nf_conntrack_netlink", "nf_tables",
 }
 
-// bootGuest is the life of the guest's first process: it furnishes the guest, runs the tests, reports their
-// status and switches the machine off. It never returns.
+// bootGuest is the guest's first process: it prepares the guest, runs the tests, reports their status and switches
+// the machine off. It never returns.
 func bootGuest() {
 	if err := liveAsInit(); err != nil {
 		fmt.Fprintln(os.Stderr, "init:", err) // to the kernel's console
@@ -57,7 +57,7 @@ func liveAsInit() error {
 	return errors.Join(err, console.Close())
 }
 
-// mountGuest mounts what the root file system, a machine's own seen read-only, lacks.
+// mountGuest mounts what the root file system, the machine's own seen read-only, lacks.
 func mountGuest() error {
 	for _, m := range []struct{ kind, source, target, data string }{
 		{"proc", "proc", "/proc", ""},

@@ -40,10 +40,9 @@ type process struct {
 // them for running iptables-legacy some dozens of times, and several times that on a busy machine.
 const startTime = 30 * time.Second
 
-// startLocalcache runs the binary under test as a node's cache. When it returns, the process has ended its
-// start, which its pidfile shows, the pod has had an answer, and the rules are in place, or there are none,
-// as rules says. setup is added to the Corefile, args to the command line. A process that still runs at the
-// end of the test is killed.
+// startLocalcache runs the binary under test as a node's cache. When it returns, the start is complete, which the
+// pidfile shows, the pod has had an answer, and the rules are in place, or absent, as rules says. setup is added to
+// the Corefile, args to the command line. A process that still runs at the end of the test is killed.
 func (c *cluster) startLocalcache(t *testing.T, rules bool, setup string, args ...string) *process {
 	t.Helper()
 	dir := t.TempDir()
@@ -121,7 +120,7 @@ func (p *process) end(t *testing.T, s syscall.Signal) {
 	}
 }
 
-// teardown runs `localcache teardown` and returns what it printed.
+// teardown runs `localcache teardown` and returns its output.
 func teardown(t *testing.T) string {
 	t.Helper()
 	var out, errs bytes.Buffer

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// What localcache leaves must show up in the comparison, or a test that finds nothing left proves nothing.
+// Leftovers must show up in the comparison, or a test that finds none proves nothing.
 func TestRuleLines(t *testing.T) {
 	const empty = "# Generated\n*raw\n:PREROUTING ACCEPT [12:900]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
 	if lines := ruleLines(empty); len(lines) != 0 {

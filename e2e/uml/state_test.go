@@ -12,7 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// dump reads a list from the kernel, again where it changed under the reading.
+// dump reads a list from the kernel, again if it changed during the reading.
 func dump[T any](t *testing.T, list func() (T, error)) T {
 	t.Helper()
 	var all T
@@ -59,8 +59,8 @@ func readState(t *testing.T) nodeState {
 	return s
 }
 
-// ruleLines returns the rules and the chains that somebody made from the output of iptables-save, each with
-// its table. A table that is there but empty, and the kernel's own chains, are nobody's.
+// ruleLines returns the rules and the user-defined chains from the output of iptables-save, each with its table.
+// Empty tables and the kernel's own chains do not count.
 func ruleLines(save string) []string {
 	var lines []string
 	table := ""
@@ -97,9 +97,8 @@ func (s nodeState) matching(parts ...string) int {
 	return n
 }
 
-// missingNotrack names each rule that is missing, or doubled, of those by which no packet of the local
-// address is tracked: queries that come in, while a socket is open, queries of the node itself, and
-// answers.
+// missingNotrack returns each missing or duplicate rule of those that keep packets of the local address out of
+// connection tracking: incoming queries while a socket is open, queries of the node itself, and answers.
 func (s nodeState) missingNotrack() []string {
 	var missing []string
 	for _, proto := range []string{"udp", "tcp"} {

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// rules plays the API server, whose clock is the test's.
+// rules is a fake of the API server, with the test's clock.
 type rules struct {
 	mu      sync.Mutex
 	now     time.Time
@@ -24,7 +24,7 @@ type rules struct {
 	err     error
 	asked   int
 
-	hold, held chan struct{} // where they are there, each review says that it is held and waits
+	hold, held chan struct{} // if set, each review reports that it is held and waits
 	most       atomic.Int32
 	running    atomic.Int32
 }
@@ -104,7 +104,7 @@ func code(e *Error) int {
 	return e.Code
 }
 
-// TestKubernetesRoles: each role has to be allowed by itself, and the refusal names what is missing.
+// TestKubernetesRoles checks that each role must be granted by itself, and that the refusal names the missing right.
 func TestKubernetesRoles(t *testing.T) {
 	k, r := kubernetes(t)
 	for _, tt := range []struct {
@@ -165,13 +165,13 @@ func TestKubernetesRemembers(t *testing.T) {
 		}
 	}
 	want(tokenOfA, RoleAggregates, 200, 1)
-	r.set(func() { delete(r.allowed, tokenOfA) }) // it is taken back
+	r.set(func() { delete(r.allowed, tokenOfA) }) // withdrawn
 	r.later(allowedFor - time.Millisecond)
 	want(tokenOfA, RoleAggregates, 200, 0)
 	r.later(time.Millisecond)
 	want(tokenOfA, RoleAggregates, 401, 1)
 	want(tokenOfA, RoleAggregates, 401, 0)
-	r.set(func() { r.allowed[tokenOfA] = "aggregates" }) // and given again
+	r.set(func() { r.allowed[tokenOfA] = "aggregates" }) // and granted again
 	r.later(deniedFor)
 	want(tokenOfA, RoleAggregates, 200, 1)
 
@@ -195,7 +195,7 @@ func TestKubernetesRemembers(t *testing.T) {
 	}
 }
 
-// TestKubernetesFailure: the log gets the reason, whoever asks gets a hint and nothing else, and both without the token.
+// TestKubernetesFailure checks that the log gets the reason and the client only a hint, both without the token.
 func TestKubernetesFailure(t *testing.T) {
 	var log told
 	var failure error = &net.OpError{Op: "dial", Net: "tcp", Addr: &net.TCPAddr{IP: net.IPv4(10, 96, 0, 1), Port: 443}, Err: unix.ECONNREFUSED}
@@ -217,8 +217,8 @@ func TestKubernetesFailure(t *testing.T) {
 	}
 }
 
-// TestKubernetesTogether: those who ask the same wait for one review, few reviews run at a time, and whoever is known does
-// not wait for those whom nobody knows.
+// TestKubernetesTogether checks that equal requests wait for one review, that few reviews run at a time, and that
+// known clients do not wait for unknown ones.
 func TestKubernetesTogether(t *testing.T) {
 	k, r := kubernetes(t)
 	if e := admitted(k, tokenOfB, RoleNames); e != nil {
@@ -286,7 +286,8 @@ func TestKubernetesFlood(t *testing.T) {
 	}
 }
 
-// TestKubernetesAway: a client that goes away takes nobody's verdict along, and Close ends what is under way.
+// TestKubernetesAway checks that a client that leaves does not cancel the verdict for others, and that Close ends
+// pending reviews.
 func TestKubernetesAway(t *testing.T) {
 	k, r := kubernetes(t)
 	r.hold, r.held = make(chan struct{}), make(chan struct{}, 1)

@@ -69,7 +69,7 @@ func TestToken(t *testing.T) {
 	}
 }
 
-// TestSite: a browser that was led here by another site gets nothing, whatever it sends.
+// TestSite checks that a browser that another site directs here gets nothing, whatever it sends.
 func TestSite(t *testing.T) {
 	h := world(t, nil).Handler(Open())
 	for _, tt := range []struct {

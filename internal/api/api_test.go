@@ -248,7 +248,7 @@ func TestStatus(t *testing.T) {
 	}
 }
 
-// TestContinue: pages put together are the whole, in its order, whatever the order is.
+// TestContinue checks that the pages together are the whole list in its order, for every order.
 func TestContinue(t *testing.T) {
 	h := world(t, nil).Handler(nil)
 	for _, target := range []string{"/api/v1/queries?", "/api/v1/events?", "/api/v1/pods?by=queries", "/api/v1/pods?by=name", "/api/v1/top?by=slowest", "/api/v1/top?by=queries", "/api/v1/upstreams?by=failures"} {
@@ -282,7 +282,7 @@ func TestContinue(t *testing.T) {
 	}
 }
 
-// pageStatus: an empty continue is none that an answer gave.
+// pageStatus: an empty continue never comes from an answer.
 func pageStatus(next string) int {
 	if next == "" {
 		return 400
@@ -315,7 +315,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestRedaction: what is redacted is in no answer at all, what belongs together still does, and nothing can be tried out.
+// TestRedaction checks that redacted text is in no answer, that related entries still match, and that guesses cannot
+// be tested.
 func TestRedaction(t *testing.T) {
 	s := world(t, directory())
 	h := s.Handler(nil)

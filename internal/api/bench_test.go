@@ -37,7 +37,7 @@ func full(tb testing.TB) *Server {
 	return s
 }
 
-// sink takes an answer and keeps nothing of it: what a recorder keeps is not the server's memory.
+// sink discards an answer: memory of a recorder would count as the server's.
 type sink struct {
 	header  http.Header
 	code, n int
@@ -74,9 +74,9 @@ func BenchmarkScrape(b *testing.B) {
 	}
 }
 
-// BenchmarkPause is how long a query takes to be recorded while the API is scraped without pause, and while it is not: the mean,
-// the slowest of a thousand, of ten thousand and of all, and how much of it was spent waiting for locks. On a machine
-// with few processors most of what is slow is the scheduler's.
+// BenchmarkPause measures how long recording a query takes while the API is scraped without pause, and while it is
+// not: the mean, the slowest of a thousand, of ten thousand and of all, and the time spent waiting for locks. On a
+// machine with few processors the scheduler causes most of the slow ones.
 func BenchmarkPause(b *testing.B) {
 	for _, scraped := range []bool{false, true} {
 		b.Run(fmt.Sprintf("scraped=%v", scraped), func(b *testing.B) {
@@ -123,7 +123,7 @@ func BenchmarkPause(b *testing.B) {
 	}
 }
 
-// lockWait is how long goroutines have waited for locks since the start, in seconds.
+// lockWait returns how long goroutines have waited for locks since the start, in seconds.
 func lockWait() float64 {
 	sample := []metrics.Sample{{Name: "/sync/mutex/wait/total:seconds"}}
 	metrics.Read(sample)

@@ -12,7 +12,7 @@ import (
 
 func observeClient(i int) netip.AddrPort { return netip.AddrPortFrom(podAddr(i), 40000) }
 
-// scene is a server whose traffic a test makes up.
+// scene is a server with traffic made by a test.
 type scene struct {
 	*Server
 	now time.Time
@@ -28,7 +28,7 @@ func newScene(t *testing.T) *scene {
 }
 
 func (s *scene) findings(names bool) []Finding {
-	// Some seconds later, when it is decided what was asked again.
+	// Some seconds later, when it is decided which queries were repeated.
 	v := &snapshot{at: s.now, queries: s.q.Snapshot(s.now.Add(15 * time.Second)), upstreams: s.u.Snapshot(), pods: s.options.Pods.Table()}
 	return s.Server.findings(v, s.askers(v), names)
 }
@@ -59,7 +59,7 @@ func (s *scene) lost(n, client int) {
 	s.ask(3500*time.Millisecond, n, client)
 }
 
-// ask makes a client ask n questions, so long after now: the statistics begin now, and know nothing before.
+// ask makes a client ask n questions, at a time after now: the statistics begin now, and know nothing before.
 func (s *scene) ask(after time.Duration, n, client int) {
 	for i := range n {
 		s.q.Record(&observe.Query{
@@ -154,7 +154,8 @@ func TestFindings(t *testing.T) {
 	}
 }
 
-// TestFindingsWithoutNames: a user without the role for names sees that clients have problems, but not which.
+// TestFindingsWithoutNames checks that a user without the role for names sees that clients have problems, but not
+// which.
 func TestFindingsWithoutNames(t *testing.T) {
 	s := newScene(t)
 	s.lost(3, 1)

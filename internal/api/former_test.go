@@ -12,7 +12,7 @@ import (
 	"localcache.dev/localcache/internal/pods"
 )
 
-// TestFormerPod: an address, and even a name, goes from one pod to another. What the former one asked stays its own.
+// TestFormerPod checks that statistics stay with a pod when its address, and even its name, moves to another one.
 func TestFormerPod(t *testing.T) {
 	start := time.Now().Add(-time.Minute)
 	queries := observe.NewQueries(observe.QueriesOptions{})
@@ -75,7 +75,7 @@ func TestFormerPod(t *testing.T) {
 	}
 }
 
-// changing is a pods.Source whose Table changes a number of times, each time that it is asked for.
+// changing is a pods.Source whose Table changes a number of times, at each call.
 type changing struct {
 	changes int
 	turn    func()
@@ -90,7 +90,7 @@ func (c *changing) Table() *pods.Table {
 	return c.Directory.Table()
 }
 
-// TestTurnDuringSnapshot: a pod's name is never beside statistics that were copied when another one had the address.
+// TestTurnDuringSnapshot checks that a pod's name is never shown with statistics from the time of its predecessor.
 func TestTurnDuringSnapshot(t *testing.T) {
 	for changes := range 2 * maxTables {
 		queries := observe.NewQueries(observe.QueriesOptions{})
@@ -120,7 +120,7 @@ func TestTurnDuringSnapshot(t *testing.T) {
 	}
 }
 
-// TestPodsRemark: pods that were known are shown with what people should know about them.
+// TestPodsRemark checks that known pods are shown with the remark about them.
 func TestPodsRemark(t *testing.T) {
 	d := directory()
 	d.Store(d.Table().WithRemark("the API server is away"))

@@ -60,7 +60,8 @@ func crowd(t *testing.T) *Server {
 	return s
 }
 
-// TestSlowReaders: those who ask for much and do not read it keep nobody else waiting, and take a bounded amount of memory.
+// TestSlowReaders checks that clients that request much and do not read delay no other client, and take bounded
+// memory.
 func TestSlowReaders(t *testing.T) {
 	s := crowd(t)
 	s.stall, s.whole, s.room = time.Hour, time.Hour, 4<<20
@@ -112,7 +113,7 @@ func TestSlowReaders(t *testing.T) {
 	}
 }
 
-// TestStalledReader: who does not go on reading is left, however long an answer may take.
+// TestStalledReader checks that a client that stops reading is disconnected, however long an answer may take.
 func TestStalledReader(t *testing.T) {
 	s := crowd(t)
 	s.stall, s.whole = 50*time.Millisecond, time.Hour
@@ -140,7 +141,7 @@ func TestStalledReader(t *testing.T) {
 	}
 }
 
-// TestHuge: what is too large is refused without being kept, and the next request is served.
+// TestHuge checks that oversized requests are refused without being kept, and that the next request is served.
 func TestHuge(t *testing.T) {
 	dial, client := served(t, world(t, nil))
 	for name, tt := range map[string]struct {
@@ -158,7 +159,7 @@ func TestHuge(t *testing.T) {
 		"smuggled":   {"GET /statusz HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / ", http.StatusBadRequest},
 	} {
 		c := dial()
-		go func() { _, _ = io.WriteString(c, tt.request) }() // it may be answered before it has come
+		go func() { _, _ = io.WriteString(c, tt.request) }() // the answer may arrive before the request is complete
 		if err := c.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
 			t.Fatal(err)
 		}
@@ -217,7 +218,7 @@ func TestManyConnections(t *testing.T) {
 func TestEncode(t *testing.T) {
 	s := world(t, directory())
 	h := s.Handler(nil)
-	for range 2 { // the second one knows how long it will be
+	for range 2 { // the second one knows the size
 		for _, target := range []string{"/api/v1/summary", "/api/v1/pods", "/api/v1/queries?limit=1", "/api/v1/queries?name=none.example", "/api/v1/events", "/openapi.json", "/statusz"} {
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, target, nil))
@@ -242,7 +243,7 @@ func TestEncode(t *testing.T) {
 	}
 }
 
-// TestUpstreamsAlone: who asks about upstreams does not have all clients copied.
+// TestUpstreamsAlone checks that requests about upstreams do not copy all clients.
 func TestUpstreamsAlone(t *testing.T) {
 	s := world(t, directory())
 	h := s.Handler(nil)

@@ -13,7 +13,7 @@ import (
 	"localcache.dev/localcache/internal/pods"
 )
 
-// life is a node whose pods come and go, ask, and share few addresses. What the diagnostics know of it comes late, and
+// life is a node whose pods come and go, ask, and share few addresses. The diagnostics learn about it late, and
 // sometimes not at all for a while.
 type life struct {
 	rand    *rand.Rand
@@ -76,7 +76,7 @@ func (l *life) say(uid string, p *pods.Pod, d *pods.Directory) {
 	})
 }
 
-// pod is who asked for a name.
+// pod is the pod that asked for a name.
 func pod(name string) string {
 	return strings.TrimSuffix(strings.TrimPrefix(name, "of-"), ".example.")
 }
@@ -88,7 +88,7 @@ func (l *life) step(d *pods.Directory) {
 	switch what := l.rand.IntN(20); {
 	case what < 8 && m != nil:
 		l.query(a, m)
-	case what < 10 && m == nil: // the node takes a pod in, and it asks at once
+	case what < 10 && m == nil: // the node accepts a pod, and it asks at once
 		l.next++
 		m = &mortal{uid: fmt.Sprint(l.next), started: l.now.Truncate(time.Second)}
 		if m.started.Before(l.now) {
@@ -127,8 +127,8 @@ func (l *life) step(d *pods.Directory) {
 	}
 }
 
-// known tells whether it can be known that what asked is not the pod that is shown: until its end is told, and the next
-// one, what comes from its address looks like its own.
+// known reports whether it is possible to know that the shown pod did not ask: until its end and the next pod are
+// reported, queries from its address look like its own.
 func (l *life) known(shown, asked string) bool {
 	var a, b int
 	if _, err := fmt.Sscan(shown+" "+asked, &a, &b); err != nil || b < a {
@@ -137,8 +137,8 @@ func (l *life) known(shown, asked string) bool {
 	return l.seen[asked] && !slices.Contains(l.told, shown)
 }
 
-// TestNobodyInherits: however pods, their addresses and the news of them go, nothing that one pod has asked is shown as
-// another one's, and no query is lost.
+// TestNobodyInherits checks that no query of one pod is ever shown as another one's, and that none is lost, for
+// random histories of pods, addresses and news about them.
 func TestNobodyInherits(t *testing.T) {
 	shown, hidden := 0, 0
 	for seed := range uint64(15) {

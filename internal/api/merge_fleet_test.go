@@ -19,7 +19,7 @@ import (
 	"localcache.dev/localcache/internal/pods"
 )
 
-// store is the statistics behind a server.
+// store holds the statistics behind a server.
 type store struct {
 	queries   *observe.Queries
 	upstreams *observe.Upstreams
@@ -35,15 +35,14 @@ func newStore(t testing.TB, name string, directory pods.Source) *store {
 	return s
 }
 
-// body is what the server answers, whatever the status.
+// body returns the server's answer, whatever the status.
 func body(h http.Handler, path string, query url.Values) []byte {
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path+"?"+query.Encode(), nil))
 	return w.Body.Bytes()
 }
 
-// gather asks nodes as a client does and decodes what it makes of their answers. Nodes of the same name are
-// processes of one.
+// gather asks nodes as a client does and decodes the merged answer. Nodes of the same name are processes of one.
 func gather[T any](t testing.TB, target string, nodes []string, stores []*store) List[T] {
 	t.Helper()
 	path, raw, _ := strings.Cut(target, "?")
@@ -141,12 +140,12 @@ func newFleet(t testing.TB, seed uint64, processes int) *fleet {
 	return f
 }
 
-// apart are what each process has of its own: rates over its window, when it saw whom (it began later than this traffic),
-// what it had no room for, the estimates of names, which depend on its seed, and since when an upstream fails: one may have an
-// answer where another has none.
+// apart lists what differs between processes: rates over its window, when it first saw a client (it started later
+// than this traffic), its losses, the estimates of names, which depend on its seed, and since when an upstream fails:
+// one may have an answer where another has none.
 var apart = []string{"QueriesPerSecond", "ExchangesPerSecond", "FirstSeen", "LastSeen", "Lost", "Names", "Node", "PerNode", "FailingSince"}
 
-// same compares all else.
+// same compares everything else.
 func same(t *testing.T, what string, got, want any) {
 	t.Helper()
 	if path := difference(reflect.ValueOf(got), reflect.ValueOf(want)); path != "" {
@@ -213,7 +212,7 @@ func difference(a, b reflect.Value) string {
 	return ""
 }
 
-// BenchmarkGather reads and merges what 100 nodes with 60 clients each answer.
+// BenchmarkGather reads and merges the answers of 100 nodes with 60 clients each.
 func BenchmarkGather(b *testing.B) {
 	f := newFleet(b, 1, 1)
 	for _, target := range []string{"/api/v1/pods?limit=20", "/api/v1/upstreams", "/api/v1/top", "/api/v1/summary"} {

@@ -15,7 +15,7 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestMergeIsTheWhole: what the nodes tell, put together, is what one place would tell that saw everything.
+// TestMergeIsTheWhole checks that the merged answers of the nodes equal the answer of one server that saw everything.
 func TestMergeIsTheWhole(t *testing.T) {
 	for seed := range uint64(3) {
 		f := newFleet(t, seed, 1+2*int(seed))
@@ -79,7 +79,8 @@ func TestMergeIsTheWhole(t *testing.T) {
 	}
 }
 
-// TestMergeNames: the bounds of names hold for the whole, listed or not, whatever the limit cuts off.
+// TestMergeNames checks that the bounds of names hold for the merged list, for listed and unlisted names, whatever
+// the limit cuts off.
 func TestMergeNames(t *testing.T) {
 	floors := 0
 	for seed := range uint64(4) {
@@ -128,7 +129,7 @@ func TestMergeProcesses(t *testing.T) {
 		client := 1 + i%10
 		q := observe.Query{Client: netip.AddrPortFrom(podAddr(client), uint16(1024+i)), ID: uint16(i), Name: wire(fmt.Sprintf("n%d.example.org.", i%4)), Type: 1, Source: observe.FromReplay, Received: start.UnixNano() + int64(i), Duration: time.Duration(client) * time.Millisecond}
 		f.whole.queries.Record(&q)
-		// What is first in one process is last in the other.
+		// The first items of one process are the last of the other.
 		if process := f.nodes[i/10%2]; client <= 5 || process == f.nodes[0] || i%3 == 0 {
 			process.queries.Record(&q)
 		} else {
@@ -167,7 +168,8 @@ func TestMergeProcesses(t *testing.T) {
 	}
 }
 
-// TestMergeKeepsApart: the node itself, ~other and addresses without a pod are others on each node, a pod is not.
+// TestMergeKeepsApart checks that the node itself, ~other and addresses without a pod differ between nodes, and a pod
+// does not.
 func TestMergeKeepsApart(t *testing.T) {
 	g, err := NewGather("/api/v1/pods", nil)
 	if err != nil {
@@ -207,7 +209,8 @@ func mergeBodies[T any](t *testing.T, g *Gather, bodies ...string) *List[T] {
 	return v.(*List[T])
 }
 
-// TestMergeVersions: what another version has more or less does no harm, unless it counts in other buckets.
+// TestMergeVersions checks that additional or missing fields of another version do no harm, unless it uses other
+// buckets.
 func TestMergeVersions(t *testing.T) {
 	g, err := NewGather("/api/v1/summary", nil)
 	if err != nil {
@@ -287,7 +290,7 @@ func TestGatherRefuses(t *testing.T) {
 	}
 }
 
-// TestPartialSums: where not all that is needed was told, that is said.
+// TestPartialSums checks that an incomplete sum says so.
 func TestPartialSums(t *testing.T) {
 	g, err := NewGather("/api/v1/top", nil)
 	if err != nil {
@@ -299,7 +302,7 @@ func TestPartialSums(t *testing.T) {
 	}
 }
 
-// FuzzGather: whatever nodes answer, it is refused or becomes a document.
+// FuzzGather checks that any answer of nodes is refused or becomes a document.
 func FuzzGather(f *testing.F) {
 	targets := []string{"/api/v1/summary", "/api/v1/upstreams", "/api/v1/pods", "/api/v1/pods/a/b", "/api/v1/top", "/api/v1/queries", "/api/v1/events", "/statusz", "/api/v1/pods/host"}
 	h := world(f, directory()).Handler(nil)

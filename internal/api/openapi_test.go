@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestOpenAPI: each answer is as the description says, each field of an answer is described, each parameter that is
-// described is taken, and nothing else.
+// TestOpenAPI checks that each answer matches the description, that each field is described, and that exactly the
+// described parameters are accepted.
 func TestOpenAPI(t *testing.T) {
 	h := world(t, directory()).Handler(nil)
 	var d struct {
@@ -165,7 +165,7 @@ func (v *validator) check(schema map[string]any, value any, at string) (wrong []
 	return wrong
 }
 
-// FuzzParameters: whatever comes, it is read within its bounds or refused with a full error.
+// FuzzParameters checks that any parameters are parsed within their bounds or refused with a complete error.
 func FuzzParameters(f *testing.F) {
 	for _, s := range []string{
 		"window=5m&by=queries&limit=10", "continue=" + cursor{5, "a/b"}.String(), "name=%00%ff", "since=1h&minDuration=1.5s", "rcode=3&outcome=timeout&pod=a%2Fb", "limit=-1", "a=b;c=d", "since=2006-01-02T15:04:05.999999999Z",

@@ -9,7 +9,7 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestOutageIsTold: since when an upstream is down, with the clients' failures beside a first and a latest probe.
+// TestOutageIsTold checks the reported start of an outage, from clients' failures and the first and latest probe.
 func TestOutageIsTold(t *testing.T) {
 	s := newScene(t)
 	sink := s.u.Sink("192.0.2.53:53", observe.UDP)

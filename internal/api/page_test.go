@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// TestPageFiles: each file is served to everybody with its type, a policy that allows nothing from elsewhere, and a tag; and
-// none is in the program that is not served.
+// TestPageFiles checks that each file is served to everybody with its type, a policy that allows nothing from
+// elsewhere, and a tag, and that the program contains no other file.
 func TestPageFiles(t *testing.T) {
 	denied := &denying{}
 	h := world(t, directory()).Handler(denied)
@@ -69,7 +69,7 @@ func TestPageFiles(t *testing.T) {
 			t.Errorf("page/%s is in the program and not served", f.Name())
 		}
 	}
-	for path, want := range map[string]int{"/index.html": 403, "/page/app.js": 403, "/x": 403} { // strangers are not told what there is
+	for path, want := range map[string]int{"/index.html": 403, "/page/app.js": 403, "/x": 403} { // unknown clients do not learn which paths exist
 		if w := ask(path); w.Code != want {
 			t.Errorf("%s: status %d, want %d", path, w.Code, want)
 		}
@@ -79,7 +79,7 @@ func TestPageFiles(t *testing.T) {
 	}
 }
 
-// TestPageText: nothing in the page leads elsewhere, or makes markup out of text.
+// TestPageText checks that nothing in the page refers to other sites, or turns text into markup.
 func TestPageText(t *testing.T) {
 	elsewhere := regexp.MustCompile(`(?i)(https?:)?//[a-z0-9.-]+\.[a-z]+`)
 	markup := regexp.MustCompile(`innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|\beval\(|new Function|srcdoc|setHTML|createContextualFragment|javascript:`)
@@ -87,7 +87,7 @@ func TestPageText(t *testing.T) {
 	for _, f := range pageFiles {
 		text := string(f.body)
 		for _, found := range elsewhere.FindAllString(text, -1) {
-			if found != "http://www.w3.org" { // the namespace of SVG, which nobody loads
+			if found != "http://www.w3.org" { // the namespace of SVG, which is never loaded
 				t.Errorf("%s: %s", f.name, found)
 			}
 		}
@@ -100,7 +100,7 @@ func TestPageText(t *testing.T) {
 	}
 }
 
-// denying is an Access that has some roles only, and remembers what it was asked for.
+// denying is an Access that grants some roles only, and records the requested ones.
 type denying struct {
 	roles []Role
 	asked map[Role][]string
@@ -124,7 +124,8 @@ func (d *denying) check(r *http.Request, role Role) *Error {
 	return &Error{Code: http.StatusForbidden, Reason: "Forbidden", Message: "role " + role.String() + " is missing", Hint: "ask an administrator"}
 }
 
-// TestOverviewRoles: who may see aggregates only gets them, is told what is hidden, and gets no name of a client or of a domain.
+// TestOverviewRoles checks that a client with the role for aggregates only gets these, is told what is hidden, and
+// gets no name of a client or domain.
 func TestOverviewRoles(t *testing.T) {
 	s := world(t, directory())
 	ask := func(roles ...Role) (int, string) {

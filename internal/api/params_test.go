@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// TestCheckName: what is no domain name is refused, since a filter that is misspelt must not look like one that finds nothing.
+// TestCheckName checks that malformed names are refused, since a misspelt filter must not look like one that matches
+// nothing.
 func TestCheckName(t *testing.T) {
 	label := strings.Repeat("a", 63)
 	for name, valid := range map[string]bool{
@@ -30,7 +31,7 @@ func FuzzCheckName(f *testing.F) {
 	})
 }
 
-// TestCheckParameter: who asks is told the same before as after.
+// TestCheckParameter checks that a check before a request gives the same result as the request.
 func TestCheckParameter(t *testing.T) {
 	for _, e := range endpoints {
 		for _, p := range []string{"window", "by", "limit", "name", "rcode", "outcome", "minDuration", "since", "namespace", "nothing"} {

@@ -13,13 +13,14 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestRedactText: names and clients' addresses are taken out of messages, and the same ones are the same pseudonyms as elsewhere.
+// TestRedactText checks that names and clients' addresses are removed from messages, with the same pseudonyms as
+// elsewhere.
 func TestRedactText(t *testing.T) {
 	s := world(t, nil)
 	const up = "192.0.2.53:53"
 	for _, tt := range []struct {
 		text           string
-		names, clients string // what is left; # for a pseudonym
+		names, clients string // the rest; # for a pseudonym
 	}{
 		{"nothing came within 2.5s", "nothing came within 2.5s", "nothing came within 2.5s"},
 		{"read udp 10.0.0.1:3333->192.0.2.53:53: connection refused", "read udp 10.0.0.1:3333->192.0.2.53:53: connection refused", "read udp #->192.0.2.53:53: connection refused"},
@@ -50,7 +51,7 @@ func TestRedactText(t *testing.T) {
 	}
 }
 
-// TestRedactedEverywhere: neither messages of failures nor cursors tell what is redacted, at any endpoint.
+// TestRedactedEverywhere checks that neither messages of failures nor cursors reveal redacted text, at any endpoint.
 func TestRedactedEverywhere(t *testing.T) {
 	s := world(t, directory())
 	const message = "got an answer for hidden.secret.example. of 10.244.0.7"
@@ -104,7 +105,7 @@ func TestRedactedEverywhere(t *testing.T) {
 	}
 }
 
-// FuzzRedactText: an address that stands by itself is not left, and messages without dots and colons are left as they are.
+// FuzzRedactText checks that a separate address never stays, and that messages without dots and colons are unchanged.
 func FuzzRedactText(f *testing.F) {
 	f.Add("read udp ", "->192.0.2.53:53")
 	f.Add("a.b ", "")

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// told keeps warnings.
+// told records warnings.
 type told struct {
 	mu   sync.Mutex
 	text []string
@@ -29,7 +29,7 @@ func (l *told) count() int {
 	return len(l.text)
 }
 
-// version is whose API answers at path; empty where nobody does.
+// version returns the version of the API at path; empty if there is none.
 func version(t *testing.T, path string) string {
 	t.Helper()
 	remote, err := NewRemote(RemoteOptions{Socket: path})
@@ -49,7 +49,7 @@ func named(t *testing.T, name string) *Server {
 	return s
 }
 
-// TestSocketMode: nobody but the owner, from the first moment, whatever the umask.
+// TestSocketMode checks that only the owner has access, from the first moment, whatever the umask.
 func TestSocketMode(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "new", "diag.sock")
 	k := named(t, "one").ServeSocket(path, quiet{})
@@ -66,7 +66,7 @@ func TestSocketMode(t *testing.T) {
 	}
 }
 
-// TestSocketStale: what a process that was killed has left is no obstacle.
+// TestSocketStale checks that the socket file of a killed process is no obstacle.
 func TestSocketStale(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "diag.sock")
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path})
@@ -150,7 +150,8 @@ func TestSocketTrouble(t *testing.T) {
 	}
 }
 
-// TestSlowClients: those who hold connections and say nothing do not keep others out for long, and not at all elsewhere.
+// TestSlowClients checks that clients that hold idle connections block others only for a short time, and not at all
+// on other listeners.
 func TestSlowClients(t *testing.T) {
 	s := named(t, "one")
 	dir := t.TempDir()

@@ -96,7 +96,7 @@ func hurried(s *Server) *Server {
 	return s
 }
 
-// TestStream: events come one after the other, and tell what has happened since.
+// TestStream checks that events arrive one after the other, and show what happened since.
 func TestStream(t *testing.T) {
 	s := hurried(world(t, directory()))
 	_, url := listen(t, s, Open())
@@ -150,7 +150,7 @@ func TestStreamOutlivesDeadlines(t *testing.T) {
 	}
 }
 
-// TestStreamShared: however many look on, each moment is looked at once for each kind, and for nobody it is not.
+// TestStreamShared checks that each event is made once for all streams of a kind, and not at all without a stream.
 func TestStreamShared(t *testing.T) {
 	s := world(t, directory())
 	s.streams.every = 50 * time.Millisecond
@@ -187,7 +187,7 @@ func eventually(t *testing.T, ok func() bool, what string) {
 	}
 }
 
-// TestStreamBound: there is a number that is enough. Who comes then is told what to do, and may come when another one has gone.
+// TestStreamBound checks that a client beyond the limit is told what to do, and is accepted when another one leaves.
 func TestStreamBound(t *testing.T) {
 	s := hurried(world(t, nil))
 	_, url := listen(t, s, Open())
@@ -244,7 +244,7 @@ func (n *narrow) Accept() (net.Conn, error) {
 	return c, err
 }
 
-// TestStreamSlowReader: who does not read loses the stream, and holds nobody up.
+// TestStreamSlowReader checks that a client that does not read loses the stream, and delays no other.
 func TestStreamSlowReader(t *testing.T) {
 	s := hurried(world(t, directory()))
 	s.streams.timeout = time.Second
@@ -314,7 +314,7 @@ func TestStreamClose(t *testing.T) {
 	}
 }
 
-// TestStreamAccess: a token that is taken back ends the stream.
+// TestStreamAccess checks that withdrawing a token ends the stream.
 func TestStreamAccess(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(file, []byte("0123456789abcdef"), 0o600); err != nil {
@@ -362,7 +362,7 @@ func (c *demoted) check(_ *http.Request, role Role) *Error {
 	return &Error{Code: 403, Reason: "Forbidden", Message: "names are not for you", Hint: "ask"}
 }
 
-// TestStreamRedaction: what is hidden in answers is hidden in the stream, from the next event on.
+// TestStreamRedaction checks that what answers hide the stream hides too, from the next event on.
 func TestStreamRedaction(t *testing.T) {
 	s := hurried(world(t, directory()))
 	access := &demoted{}
@@ -398,7 +398,7 @@ func TestStreamRedaction(t *testing.T) {
 	}
 }
 
-// TestStreamDescribed: what an event has is what the description says of an overview.
+// TestStreamDescribed checks that an event has the fields of the described overview.
 func TestStreamDescribed(t *testing.T) {
 	s := hurried(world(t, directory()))
 	_, url := listen(t, s, Open())

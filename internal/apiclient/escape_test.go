@@ -12,14 +12,14 @@ import (
 	"localcache.dev/localcache/internal/apiclient/render"
 )
 
-// hostile has what steers terminals: DEL, CSI and OSC in 8 bits, as runes and as bytes.
+// hostile contains text that controls terminals: DEL, CSI and OSC in 8 bits, as runes and as bytes.
 const hostile = "{\"a\":\"x\u007f\u0080\u009b31m\u009d\u009f\x9b\x1f\u00a0é\\u001b\"}"
 
 func steers(s string) bool {
 	return !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\n' || r >= 0x7f && r < 0xa0 })
 }
 
-// TestDocumentsCannotSteer: what is written for machines is looked at by people.
+// TestDocumentsCannotSteer checks documents for machines, because people look at them too.
 func TestDocumentsCannotSteer(t *testing.T) {
 	document := strings.Replace(hostile, "\x1f", "", 1) // that one is no JSON
 	for _, output := range []string{"json", "yaml"} {
@@ -53,7 +53,7 @@ func TestDocumentsCannotSteer(t *testing.T) {
 	}
 }
 
-// FuzzEscape: the same document comes out, with nothing in it that steers.
+// FuzzEscape checks that the output is the same document, with nothing that controls a terminal.
 func FuzzEscape(f *testing.F) {
 	f.Add([]byte(hostile))
 	f.Add([]byte(`{"a":[1,{"b":"` + "\u0085" + `"}]}`))

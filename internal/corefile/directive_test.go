@@ -38,7 +38,7 @@ func TestAddDirective(t *testing.T) {
 	}
 }
 
-// Whatever the source, lines keep their numbers, blocks stay what they are, and a second time changes nothing.
+// For any source, lines keep their numbers, blocks stay the same, and a second run changes nothing.
 func FuzzAddDirective(f *testing.F) {
 	for _, s := range []string{". {\n cache\n}", "a b,\nc {\n}\n(s) {\n}\ntls://. {\n}", ". { cache\n}", ". {# x\n}", "\"a\" \"{\"\n}", ".\ncache", "import x\n. {"} {
 		f.Add([]byte(s))

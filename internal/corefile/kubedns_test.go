@@ -160,7 +160,7 @@ func FuzzKubeDNS(f *testing.F) {
 		if len(k.stubs) > 0 && !json.Valid(stubs) {
 			t.Fatalf("stub domains from what is not JSON: %q", stubs)
 		}
-		// What is accepted makes exactly one server block a domain: nothing can be smuggled in.
+		// An accepted value makes exactly one server block for a domain: nothing can be smuggled in.
 		content, err := o.appendStubs("f", []byte(". {\n}\n"), k)
 		if err != nil {
 			t.Fatal(err)

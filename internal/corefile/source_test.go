@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// room is a directory with the files of a Source, and what its callbacks said.
+// room is a directory with the files of a Source, and its callbacks' calls.
 type room struct {
 	t                  *testing.T
 	dir                string
@@ -75,7 +75,7 @@ func (r *room) load(s *Source, name, content string) {
 	}
 }
 
-// said wants the callbacks to have said this, and nothing else.
+// said expects exactly these callbacks.
 func (r *room) said(recovered int, errs ...string) {
 	r.t.Helper()
 	r.mu.Lock()
@@ -124,7 +124,7 @@ func TestTemplateIsRendered(t *testing.T) {
 	if got := r.read("Corefile"); got != "errors\n" {
 		t.Errorf("after a change the Corefile is %q", got)
 	}
-	// What somebody else put there is replaced: the rendered file is what is served.
+	// A file that another program put there is replaced: the rendered file is served.
 	r.write("Corefile", "foreign\n")
 	r.load(s, r.opt.Conf, "errors\n")
 	if got := r.read("Corefile"); got != "errors\n" {
@@ -162,8 +162,7 @@ func TestCorefileIsExpandedInMemory(t *testing.T) {
 	}
 }
 
-// What Load gave is the caller's to change, also where nothing was expanded and where it is the last
-// good content that is given again.
+// The caller may change the result of Load, also if nothing was expanded and if it is the last good content again.
 func TestContentIsTheCallers(t *testing.T) {
 	r := newRoom(t)
 	r.opt.Conf = Stdin
@@ -245,7 +244,7 @@ func TestStdin(t *testing.T) {
 	fails(&flood{}, "-conf stdin: broken")
 }
 
-// flood gives left octets and then breaks: a reader that does not stop in time sees that.
+// flood returns left octets and then panics: it notices a reader that does not stop in time.
 type flood struct{ left int }
 
 func (f *flood) Read(b []byte) (int, error) {
@@ -337,7 +336,7 @@ func TestBadEditKeepsServing(t *testing.T) {
 		t.Errorf("the Corefile became %q", got)
 	}
 
-	// Another problem, then the first again: each is told once.
+	// Another problem, then the first again: each is reported once.
 	notJSON := r.path("cm/upstreamNameservers") + `: want a list of servers like ["10.0.0.1"], found "9.9.9.9"`
 	r.write("cm/upstreamNameservers", `"9.9.9.9"`)
 	r.load(s, r.opt.Conf, good)
@@ -357,7 +356,7 @@ func TestBadEditKeepsServing(t *testing.T) {
 	r.write("cm/upstreamNameservers", `["9.9.9.9"]`)
 	r.load(s, r.opt.Conf, "forward . 9.9.9.9\n")
 
-	// The template gone: what was rendered from it is no new source.
+	// Without the template, the rendered file does not become a source.
 	if err := os.Remove(r.opt.Base); err != nil {
 		t.Fatal(err)
 	}
@@ -497,7 +496,7 @@ func TestNoChangeIsNoNews(t *testing.T) {
 			t.Fatalf("OnChange was called %d times, want %d", r.changed, want)
 		}
 	}
-	changed(0) // the first content is what the start serves
+	changed(0) // the first content is the one served at start
 	r.load(s, r.opt.Conf, "one\n")
 	changed(0)
 	r.write("Corefile", "two\n")

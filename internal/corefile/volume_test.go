@@ -15,8 +15,8 @@ import (
 	"testing"
 )
 
-// volume is a directory as the kubelet makes it for a ConfigMap: links through ..data into a directory
-// for each version.
+// volume is a directory as the kubelet makes it for a ConfigMap: links through ..data into a directory for each
+// version.
 type volume struct {
 	t   testing.TB
 	dir string
@@ -145,7 +145,7 @@ func TestVolumeSwitchedBetweenReads(t *testing.T) {
 	}
 }
 
-// A key that is taken out of the ConfigMap leaves, for a moment, a link that leads nowhere.
+// A key that is removed from the ConfigMap leaves a dangling link for a moment.
 func TestVolumeKeyRemoved(t *testing.T) {
 	r := newRoom(t)
 	v := newVolume(t, keyUpstreams)
@@ -161,7 +161,7 @@ func TestVolumeKeyRemoved(t *testing.T) {
 	r.said(0)
 }
 
-// A reader of the rendered file sees one of the contents, whole, and at no moment none.
+// A reader of the rendered file always sees one of the contents, complete.
 func TestWritesAreAtomic(t *testing.T) {
 	r := newRoom(t)
 	big := [][]byte{bytes.Repeat([]byte("a"), 300_000), bytes.Repeat([]byte("b"), 200_000)}
@@ -279,7 +279,7 @@ func unwritablePlaces(t *testing.T, dir string) {
 	if err != nil || len(entries) != 2 {
 		t.Errorf("left in the directory: %v, %v", entries, err)
 	}
-	// What is right already needs no writing.
+	// A correct file is not written again.
 	if err := publish(file, "/b", []byte("old")); err != nil {
 		t.Errorf("unchanged content: %v", err)
 	}

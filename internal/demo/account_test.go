@@ -10,7 +10,7 @@ import (
 
 func client(ip string) api.Client { return api.Client{Addresses: []string{ip}} }
 
-// The account names who does badly, and nobody else.
+// The account names those with problems and no others.
 func TestAccount(t *testing.T) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	well := api.Pod{Client: client("10.0.0.1"), Traffic: api.Traffic{Queries: 9000, Rcodes: map[string]uint64{"noerror": 8900, "nxdomain": 100}, SearchWaste: 100. / 8900}}

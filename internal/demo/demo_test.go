@@ -58,8 +58,8 @@ func TestDemoOnce(t *testing.T) {
 	checkDocument(t, stdout.String())
 }
 
-// While the demo stays, its page can be seen from the machine, by who knows the address, and it tells of troubles that
-// go on. Ctrl-C then ends it with status 0.
+// While the demo stays, its page can be opened from the machine with the secret address, and reports faults that are
+// repeated. Ctrl-C then ends it with status 0.
 func TestDemoStays(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
@@ -136,8 +136,8 @@ func TestDemoStays(t *testing.T) {
 	}
 }
 
-// Ctrl-C at a terminal reaches every process of the demo's group, and the demo's own forwarding makes
-// it two for the inner one. In the middle of the account it ends with status 1.
+// Ctrl-C at a terminal reaches every process of the demo's group, and the demo's own forwarding makes it two for the
+// inner one. In the middle of the demo it ends with status 1.
 func TestDemoInterrupted(t *testing.T) {
 	cmd, stdout, stderr := demoProcess(t, "--localcache", "/proc/self/exe")
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, Pdeathsig: unix.SIGKILL}
@@ -164,7 +164,7 @@ func TestDemoInterrupted(t *testing.T) {
 	}
 }
 
-// firstWrite tells when something was written.
+// firstWrite signals the first write.
 type firstWrite struct {
 	w    *bytes.Buffer
 	seen chan struct{}

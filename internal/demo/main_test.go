@@ -10,7 +10,7 @@ import (
 	"localcache.dev/localcache/internal/lab"
 )
 
-// TestMain runs the demo where the test binary was started as localcache-demo, else the tests.
+// TestMain runs the demo if the test binary was started as localcache-demo, else the tests.
 func TestMain(m *testing.M) {
 	lab.Init()
 	if os.Args[0] == programName {

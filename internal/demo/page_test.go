@@ -44,7 +44,7 @@ func startPage(t *testing.T, h http.Handler) *demoPage {
 	return p
 }
 
-// What is behind the page sees its own paths; who does not know the secret sees nothing.
+// The page's server sees its own paths; a client without the secret gets nothing.
 func TestDemoPageSecret(t *testing.T) {
 	asked := make(chan string, 10)
 	p := startPage(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -123,7 +123,7 @@ func TestDemoPageStreams(t *testing.T) {
 	}
 }
 
-// A cache that is not there is said, and an end does not wait for who looks on.
+// A missing cache is reported, and closing does not wait for open streams.
 func TestDemoPageWithoutCache(t *testing.T) {
 	p := startPage(t, nil)
 	resp, err := http.Get(p.address())

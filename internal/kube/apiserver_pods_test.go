@@ -38,7 +38,7 @@ func (c *cluster) remove(name string) {
 	c.do(http.MethodDelete, podsIn+"/"+name+"?gracePeriodSeconds=0", nil)
 }
 
-// podsOf goes on from TestAPIServer, whose service account has no right to pods yet.
+// podsOf continues TestAPIServer, whose service account has no right to pods yet.
 func podsOf(t *testing.T, c *cluster, client *Client) {
 	log := &testLog{}
 	w := client.WatchPods("n1", log)
@@ -125,7 +125,7 @@ func podsOf(t *testing.T, c *cluster, client *Client) {
 		t.Error("the same UID twice")
 	}
 
-	// The server is away, and the token is another one when it comes back.
+	// The server is away, and the token has changed when it comes back.
 	stop(c.api)
 	eventually(t, "the watch has ended", func() error {
 		if s := w.State(); s.Connected || s.LastError == "" {

@@ -179,7 +179,7 @@ func (c *cluster) do(method, path string, object any) []byte {
 	return said
 }
 
-// apply creates what a file of deploy/ holds.
+// apply creates the objects in a file of deploy/.
 func (c *cluster) apply(collection, file string) {
 	c.t.Helper()
 	content, err := os.ReadFile(filepath.Join("../../deploy", file))
@@ -268,7 +268,7 @@ func TestAPIServer(t *testing.T) {
 	client.mu.Lock()
 	transport := client.transport
 	client.mu.Unlock()
-	stop(c.api) // a watch that was allowed goes on; it has to ask anew
+	stop(c.api) // an allowed watch continues; it must ask again
 	transport.CloseIdleConnections()
 	f.want("10.0.0.4", "fd00::1")
 	c.startAPI()

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// TestBackoffForbidden: who has not granted a right, and mostly will not, is asked less and less often.
+// TestBackoffForbidden checks that a server that denies a right is asked less and less often.
 func TestBackoffForbidden(t *testing.T) {
 	b := defaultBackoff()
 	forbidden, other := &StatusError{Code: 403}, errors.New("connection refused")

@@ -105,7 +105,7 @@ func TestDNSPorts(t *testing.T) {
 	}
 }
 
-// Of many endpoints each node takes a few, all nodes together all, and the loss of one changes one.
+// Of many endpoints each node uses a few, all nodes together use all, and the loss of one changes one.
 func TestFew(t *testing.T) {
 	var all []netip.AddrPort
 	for i := range 300 {

@@ -140,8 +140,8 @@ func TestListFaults(t *testing.T) {
 	}
 }
 
-// Each fault that a watch can meet, at first and in the middle. What is known stays, and what changed meanwhile is
-// taken up after it.
+// Each fault of a watch, at first and in the middle. Known records stay, and changes during the fault are followed
+// after it.
 func TestWatchFaults(t *testing.T) {
 	stream := func(text string) kubetest.Fault {
 		return func(w http.ResponseWriter, r *http.Request) bool {
@@ -279,7 +279,7 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// A list of many pages, one of which expires, comes in as a whole or not at all.
+// A list of many pages, one of which expires, is used completely or not at all.
 func TestPages(t *testing.T) {
 	s := newServer(t)
 	s.PageSize = 2

@@ -13,7 +13,7 @@ import (
 
 const sampleSlice = `{"metadata":{"namespace":"kube-system","name":"a","uid":"u","resourceVersion":"5","labels":{"k":"v"}},"addressType":"IPv4","endpoints":[{"addresses":["10.0.0.1"],"conditions":{"ready":true}}],"ports":[{"name":"dns","protocol":"UDP","port":53}]}`
 
-// Whatever is sent, a list comes in as a whole or with an error, and how the bytes arrive makes no difference.
+// For any input, a list is complete or an error, and the chunking of the bytes makes no difference.
 func FuzzReadList(f *testing.F) {
 	f.Add([]byte(`{"kind":"EndpointSliceList","metadata":{"resourceVersion":"9","continue":"x"},"items":[` + sampleSlice + `,` + sampleSlice + `]}`))
 	f.Add([]byte(`{"items":null,"metadata":{"resourceVersion":"9"}}`))
@@ -46,7 +46,7 @@ func FuzzReadList(f *testing.F) {
 	})
 }
 
-// Whatever a watch sends, what is known afterwards is bounded, and the reader comes to an end.
+// For any input of a watch, the known records are bounded, and the reader ends.
 func FuzzWatch(f *testing.F) {
 	f.Add([]byte(`{"type":"ADDED","object":` + sampleSlice + `}` + "\n" + `{"type":"BOOKMARK","object":{"metadata":{"resourceVersion":"6"}}}{"type":"DELETED","object":` + sampleSlice + `}`))
 	f.Add([]byte(`{"type":"ERROR","object":{"code":410,"reason":"Expired","message":"too old"}}`))
@@ -101,7 +101,7 @@ func FuzzDecodePod(f *testing.F) {
 	})
 }
 
-// Whatever an error's body holds, its message is one line of bounded length.
+// For any body of an error, its message is one line of bounded length.
 func FuzzStatus(f *testing.F) {
 	f.Add(403, "", []byte(`{"code":1,"reason":"Forbidden","message":"no\nno","details":{"retryAfterSeconds":3,"causes":[{"reason":"ResourceVersionTooLarge"}]}}`))
 	f.Add(429, "7", []byte(`<html>`))

@@ -59,7 +59,7 @@ func TestRotation(t *testing.T) {
 	f.want("10.0.0.2")
 }
 
-// Forbidden is a matter for people: the log says who must allow what, once, and the server is not pestered.
+// A denied right needs a person: the log names it once, and the server is asked rarely.
 func TestForbidden(t *testing.T) {
 	s := newServer(t)
 	setSlice(s, "kube-dns-a", "10.0.0.1")
@@ -86,7 +86,7 @@ func TestForbidden(t *testing.T) {
 	}
 }
 
-// A server that was killed, away for a while, and came back, and a server that is frozen: what is known stays.
+// A server that was killed, was away, and came back, and a server that is frozen: known records stay.
 func TestGone(t *testing.T) {
 	s := newServer(t)
 	setSlice(s, "kube-dns-a", "10.0.0.1")
@@ -112,7 +112,7 @@ func TestGone(t *testing.T) {
 	f.want("10.0.0.2")
 
 	connected(true)
-	p.freeze(true) // connections stay open, and nothing comes through
+	p.freeze(true) // connections stay open, but no data passes
 	connected(false)
 	setSlice(s, "kube-dns-a", "10.0.0.3")
 	f.want("10.0.0.2")

@@ -92,7 +92,7 @@ func TestPods(t *testing.T) {
 	bare.UID = "u5"
 	want("another has its name", proxy, bare, web)
 
-	// What is not kept of a pod is no change.
+	// A change of a pod's other fields is ignored.
 	<-w.Changed()
 	was, _ := w.Pods()
 	s.Set(kubetest.Pods, pod("shop", "bare", "u5", "n1", func(meta, _, status o) { status["conditions"] = []o{{"type": "Ready"}} }))
@@ -109,7 +109,7 @@ func TestPods(t *testing.T) {
 	}
 }
 
-// What a pod says of its owner is anybody's text: it is kept only if an object can have that name.
+// A pod's owner reference can hold any text: it is kept only if it is a valid object name.
 func TestOwnersAreBounded(t *testing.T) {
 	for _, owner := range []struct {
 		kind, name string

@@ -15,7 +15,7 @@ import (
 	"localcache.dev/localcache/internal/kube/kubetest"
 )
 
-// reviewing makes s answer reviews: the token good is somebody's who may get aggregates.
+// reviewing makes s answer reviews: the token good belongs to a user who may read aggregates.
 func reviewing(t *testing.T, s *kubetest.Server) {
 	s.SetFault(func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Header.Get("Authorization") != "Bearer secret" {
@@ -60,7 +60,7 @@ func reviewing(t *testing.T, s *kubetest.Server) {
 	})
 }
 
-// TestReview: what the API server says of the token's bearer is what it is asked about.
+// TestReview checks that the rights are asked for the user that the API server named.
 func TestReview(t *testing.T) {
 	s := newServer(t)
 	c := clientOf(t, s)
@@ -86,8 +86,8 @@ func TestReview(t *testing.T) {
 	}
 }
 
-// TestReviewFaults: whatever the API server does instead of answering, nobody is known and nothing is allowed; and
-// the bearer's token is in no error.
+// TestReviewFaults checks that under every fault of the API server no user is known and nothing is allowed, and that
+// no error contains the token.
 func TestReviewFaults(t *testing.T) {
 	s := newServer(t)
 	c := clientOf(t, s)
@@ -185,7 +185,7 @@ func TestReviewRotation(t *testing.T) {
 	}
 }
 
-// FuzzReviews: nobody is known, and nothing allowed, but by the word that says so.
+// FuzzReviews checks that only an explicit word makes a user known or a request allowed.
 func FuzzReviews(f *testing.F) {
 	f.Add([]byte(`{"kind":"TokenReview","status":{"authenticated":true,"user":{"username":"amy","groups":["g"],"extra":{"k":["v"]}}}}`))
 	f.Add([]byte(`{"kind":"SubjectAccessReview","status":{"allowed":true,"denied":false}}`))
@@ -272,7 +272,7 @@ func TestReviewAPIServer(t *testing.T) {
 			t.Errorf("%+v is allowed", a)
 		}
 	}
-	// An account that is gone takes its tokens along.
+	// A deleted account invalidates its tokens.
 	c.do(http.MethodDelete, accounts+"/dashboard", nil)
 	eventually(t, "the token is nobody's", func() error {
 		if _, known, err := client.ReviewToken(t.Context(), dashboard); known || err != nil {
@@ -282,7 +282,7 @@ func TestReviewAPIServer(t *testing.T) {
 	})
 }
 
-// issue makes a token of a service account.
+// issue creates a token of a service account.
 func (c *cluster) issue(name string, spec o) string {
 	c.t.Helper()
 	var issued struct{ Status struct{ Token string } }

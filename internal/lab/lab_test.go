@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 	os.Exit(Main(m))
 }
 
-// within bounds what a test waits for.
+// within bounds the waits of a test.
 func within(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -30,7 +30,7 @@ func within(t *testing.T) context.Context {
 	return ctx
 }
 
-// startDirect is a lab whose pods ask the Service itself.
+// startDirect starts a lab whose pods ask the Service itself.
 func startDirect(t *testing.T) *Lab {
 	t.Helper()
 	return Start(t, Config{Nameserver: []netip.Addr{plan.service}})
@@ -84,8 +84,7 @@ func TestGetentResolvesThroughTheService(t *testing.T) {
 	}
 }
 
-// Pods, the node and a replica itself reach the Service, by both transports and families, whichever
-// packet filter translates it.
+// Pods, the node and a replica itself reach the Service, over both transports and families, with every packet filter.
 func TestServiceIsSpreadOverTheReplicas(t *testing.T) {
 	for _, proxy := range []Proxy{ProxyNFTables, ProxyIPTablesNFT, ProxyIPTablesLegacy} {
 		t.Run("proxy="+string(proxy), func(t *testing.T) {
@@ -142,7 +141,7 @@ func TestConntrackShowsTheTranslation(t *testing.T) {
 	}
 }
 
-// What a program sees in a host: its own network and resolver configuration, and no others.
+// A program sees the network and resolver configuration of its host only.
 func TestHostsAreApart(t *testing.T) {
 	l := Start(t, Config{})
 	for h, want := range map[*Host]string{

@@ -8,7 +8,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// Each loss takes what it says and leaves the rest, also that of another pod.
+// Each loss drops the described messages and no others, of its pod only.
 func TestLose(t *testing.T) {
 	l := Start(t, Config{})
 	const name, other = "web.default.svc.cluster.local.", "kubernetes.default.svc.cluster.local."

@@ -16,10 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// envReached makes the test program one that is reached from outside of its world.
+// envReached makes the test program one that is reachable from outside of its world.
 const envReached = "LOCALCACHE_LAB_TEST_REACHED"
 
-// beReached greets its own connection and two others, and says where they can connect.
+// beReached greets its own connection and two others, and prints its address.
 func beReached() int {
 	outside, inside, status, err := EnterWithOutside()
 	if err == nil && !inside {
@@ -32,7 +32,7 @@ func beReached() int {
 	if err != nil {
 		return fail(err)
 	}
-	// Programs of the lab have none of the sockets.
+	// Programs of the lab inherit none of the sockets.
 	ls := exec.Command("sh", "-c", "ls -l /proc/self/fd | grep -c socket:")
 	if out, err := ls.Output(); strings.TrimSpace(string(out)) != "0" {
 		return fail(fmt.Errorf("a program has %s sockets: %w", strings.TrimSpace(string(out)), err))
@@ -59,7 +59,7 @@ func beReached() int {
 	return 0
 }
 
-// What a program serves is reached from the network in which it was started, and ends with the program.
+// A served socket is reachable from the network in which the program was started, and ends with the program.
 func TestOutside(t *testing.T) {
 	Start(t, Config{}) // skips where there is no lab
 	cmd := exec.Command("/proc/self/exe")

@@ -8,8 +8,8 @@ import (
 	"github.com/miekg/dns"
 )
 
-// An outage in the middle of a stream: what was sent during it is lost, and nothing else, over each
-// transport and for one socket and fresh ones.
+// An outage in the middle of a stream: queries sent during it are lost, and no others, over each transport, from one
+// socket and from new ones.
 func TestStreamSeesAnOutage(t *testing.T) {
 	for _, transport := range []Transport{UDP, TCP} {
 		for _, fresh := range []bool{false, true} {
@@ -124,8 +124,7 @@ func TestStreamRate(t *testing.T) {
 	}
 }
 
-// While a full window of queries is under way no other is sent, and a lost one makes room at its
-// timeout.
+// While a full window of queries is under way no other is sent, and a lost one makes room at its timeout.
 func TestStreamWindow(t *testing.T) {
 	for _, fresh := range []bool{false, true} {
 		l := Start(t, Config{})
