@@ -17,7 +17,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// onlyPrograms makes a PATH with nothing but the programs named, each "name" or "name=real name".
+// onlyPrograms makes a PATH with only the named programs, each "name" or "name=real name".
 func onlyPrograms(t *testing.T, programs ...string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -30,7 +30,7 @@ func onlyPrograms(t *testing.T, programs ...string) {
 		if err != nil {
 			t.Skip(err)
 		}
-		// The programs know what they are by the name that they are called by.
+		// The programs recognize their variant by the name under which they are called.
 		nettest.WriteProgram(t, dir, name, "exec "+path+` "$@"`)
 	}
 	t.Setenv("PATH", dir)
@@ -93,7 +93,7 @@ func TestDetectFirewall(t *testing.T) {
 	}
 }
 
-// TestHungProgramAtDetection has the choice fall on what works, in bounded time.
+// TestHungProgramAtDetection checks that a working backend is chosen in bounded time although a program hangs.
 func TestHungProgramAtDetection(t *testing.T) {
 	nettest.NewNamespace(t)
 	nettest.HangPrograms(t)
@@ -105,7 +105,7 @@ func TestHungProgramAtDetection(t *testing.T) {
 	})
 }
 
-// TestDetectWithoutPermission takes CAP_NET_ADMIN from the thread.
+// TestDetectWithoutPermission removes CAP_NET_ADMIN from the thread.
 func TestDetectWithoutPermission(t *testing.T) {
 	nettest.NewNamespace(t) // its thread ends with the test
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -133,7 +133,7 @@ func TestDetectWithoutPermission(t *testing.T) {
 	}
 }
 
-// TestDetectLocked holds the xtables lock: what the node uses cannot be told then, and must not be guessed.
+// TestDetectLocked holds the xtables lock: the node's backend cannot be found then, and must not be guessed.
 func TestDetectLocked(t *testing.T) {
 	nettest.NewNamespace(t)
 	nettest.Need(t, nettest.IPTables...)

@@ -8,8 +8,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// damage is something that happens to the rules behind a Firewall's back. The commands run with I and
-// I6 set to the variant's programs.
+// damage is a change of the rules by another program. The commands run with I and I6 set to the variant's programs.
 type damage struct {
 	name, commands string
 	want           string // in one of the lines that Check returns
@@ -54,7 +53,7 @@ var nftablesDamage = []damage{
 	{"other priority", "nft delete table inet localcache-lc0; nft add table inet localcache-lc0; nft add chain inet localcache-lc0 nat_prerouting '{ type nat hook prerouting priority -50; }'", "chain nat_prerouting is"},
 }
 
-// TestDamage has each backend find and mend what happens to its rules.
+// TestDamage checks that each backend finds and repairs damage to its rules.
 func TestDamage(t *testing.T) {
 	for _, backend := range backends {
 		cases := iptablesDamage
@@ -101,8 +100,8 @@ func TestDamage(t *testing.T) {
 	}
 }
 
-// sameGeneration makes texts of two generations of chains comparable. nft lists chains in the order in
-// which they were made, which a replacement changes, so that only the iptables part is kept.
+// sameGeneration makes texts of two generations of chains comparable. nft lists chains in order of creation, which a
+// replacement changes, so only the iptables part is kept.
 func sameGeneration(ruleset string) string {
 	ruleset, _, _ = strings.Cut(ruleset, "== nft")
 	return strings.ReplaceAll(ruleset, "-lc0-1", "-lc0-0")

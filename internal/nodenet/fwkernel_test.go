@@ -12,7 +12,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// TestApplyAgain has a second Apply write nothing, and looks at what an idle Check costs.
+// TestApplyAgain checks that a second Apply writes nothing, and what an idle Check costs.
 func TestApplyAgain(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
@@ -44,8 +44,8 @@ func TestApplyAgain(t *testing.T) {
 			starts()
 			clean(t, fw, rules)
 			for program, n := range starts() {
-				// The table raw, the chain of nat and ours that it leads to, the table filter; of backends
-				// that are not in use raw, where node-cache's rules matter.
+				// The table raw, the chain of nat and localcache's chain that it jumps to, the table filter; of
+				// backends that are not in use raw, where node-cache's rules matter.
 				most := 1
 				if strings.HasSuffix(program, strings.TrimPrefix(backend, "ip")) {
 					most = 4
@@ -58,7 +58,7 @@ func TestApplyAgain(t *testing.T) {
 	}
 }
 
-// TestRemove has Remove leave nothing but what was there before, and nothing to remove the next time.
+// TestRemove checks that Remove leaves the state from before, and that a second one has nothing to remove.
 func TestRemove(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
@@ -85,7 +85,7 @@ func TestRemove(t *testing.T) {
 	}
 }
 
-// TestSocketMatch has the trial succeed here and leave nothing behind.
+// TestSocketMatch checks that the trial succeeds here and leaves nothing behind.
 func TestSocketMatch(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
@@ -103,8 +103,8 @@ func TestSocketMatch(t *testing.T) {
 	}
 }
 
-// TestManyRules has more addresses and fallback servers than any node: nftables takes them in one
-// transaction of some hundred kilobytes.
+// TestManyRules uses more addresses and fallback servers than any node: nftables accepts them in one transaction of
+// some hundred kilobytes.
 func TestManyRules(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
@@ -171,8 +171,8 @@ func TestTwoOwners(t *testing.T) {
 	}
 }
 
-// TestSameOwner has two processes of one owner apply at the same time, which nothing forbids. Either may
-// fail, but the next Apply finds and mends what came of it.
+// TestSameOwner lets two processes of one owner apply at the same time, which is possible. Either may fail, but the
+// next Apply finds and repairs the result.
 func TestSameOwner(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {

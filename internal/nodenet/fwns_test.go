@@ -14,8 +14,7 @@ import (
 // backends are the backends that kernel tests run with.
 var backends = []string{rule.IPTablesNFT, rule.IPTablesLegacy, rule.NFTables}
 
-// openBackend opens a backend inside the calling test's namespace, or skips the test where it is not
-// to be had.
+// openBackend opens a backend inside the calling test's namespace, or skips the test if it is not available.
 func openBackend(t *testing.T, name, owner string) rule.Backend {
 	t.Helper()
 	found := iptables.Find(t.Context())

@@ -15,8 +15,8 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// TestTraffic sends packets from a pod to the local addresses and sees who answers, while sockets open
-// and close under each backend's rules.
+// TestTraffic sends packets from a pod to the local addresses and checks which server answers, while sockets open and
+// close under each backend's rules.
 func TestTraffic(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
@@ -121,7 +121,7 @@ func traffic(t *testing.T, top *nettest.Topology, fw rule.Backend, spec Spec, wh
 			t.Error("the server did not close")
 		}
 		c.Close()
-		time.Sleep(20 * time.Millisecond) // a newer timestamp is what makes the next SYN acceptable
+		time.Sleep(20 * time.Millisecond) // the next SYN is accepted because of a newer timestamp
 	}
 
 	// With SYN cookies there is no request socket between SYN and ACK.

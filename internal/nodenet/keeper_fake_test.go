@@ -19,12 +19,12 @@ import (
 type memory struct {
 	mu        sync.Mutex
 	rules     map[string][]rule.Rule
-	calls     []string // what changed it, in order
+	calls     []string // calls that changed it, in order
 	applyErr  error
 	removeErr error
 	detectErr error
 	noSocket  error
-	forgets   bool          // rules are taken, but not put in place
+	forgets   bool          // rules are accepted, but not put in place
 	slow      chan struct{} // Check waits for it to be closed
 	slowCalls int           // how many wait
 }
@@ -56,7 +56,7 @@ func (m *memory) takeCalls() []string {
 
 func (m *memory) note(format string, v ...any) { m.calls = append(m.calls, fmt.Sprintf(format, v...)) }
 
-// memoryFirewall is one backend to it.
+// memoryFirewall is one backend of memory.
 type memoryFirewall struct {
 	m           *memory
 	name, owner string
@@ -167,8 +167,8 @@ func newProcess(t *testing.T, n *nettest.Namespace, m *memory) *testProcess {
 	k, err := NewKeeper(KeeperConfig{Log: log, Detect: m.detect, All: m.All, Go: n.Go})
 	nettest.Must(t, err)
 	p := &testProcess{t, k, m, log}
-	// Names in the namespace live until the process ends or closes; a test is not to leave them to the
-	// next use of their descriptors.
+	// Names in the namespace live until the process ends or closes them; a test must not leave them to the next use
+	// of their descriptors.
 	t.Cleanup(func() {
 		if k.presence != nil {
 			k.presence.Leave()
@@ -199,13 +199,13 @@ func (p *testProcess) start(s Spec) {
 	nettest.Must(p.t, p.k.Commit(context.Background()))
 }
 
-// die is SIGKILL as others see it: the names are gone, all else is as it was.
+// die acts like SIGKILL for others: the names are gone, everything else stays.
 func (p *testProcess) die() {
 	p.t.Helper()
 	nettest.Must(p.t, p.k.presence.Leave())
 }
 
-// keeperSpec is what most tests want: two addresses and a fallback for one of them.
+// keeperSpec is the Spec of most tests: two addresses and a fallback for one of them.
 func keeperSpec() Spec {
 	return Spec{
 		Interface:       "nodelocaldns",
@@ -234,7 +234,7 @@ func eventually(t *testing.T, what string, f func() bool) time.Duration {
 	return 0
 }
 
-// peerRoles lists what others say, for comparison.
+// peerRoles returns the roles of the other processes, for comparison.
 func peerRoles(t *testing.T, p *process.Presence) []process.PeerRole {
 	t.Helper()
 	peers, err := p.Others()

@@ -45,8 +45,8 @@ func TestWithFallback(t *testing.T) {
 	}
 }
 
-// The targets change while the process runs: one change of the rules, none where there is nothing to change,
-// and none by a process that does not keep the rules.
+// The targets change while the process runs: one change of the rules, none if nothing differs, and none by a process
+// that is not the keeper.
 func TestKeeperSetFallback(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -101,7 +101,7 @@ func TestKeeperSetFallback(t *testing.T) {
 	}
 }
 
-// Servers that could not be put in place are what Run tries to put in place, and draining goes on.
+// Servers that could not be put in place are retried by Run, and draining continues.
 func TestKeeperSetFallbackFails(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -126,8 +126,8 @@ func TestKeeperSetFallbackFails(t *testing.T) {
 	})
 }
 
-// A process that is to learn its fallback begins with what an earlier one had learnt, and keeps it across a reload
-// that has learnt nothing either. One that names its own, or none on purpose, does not.
+// A process that keeps the fallback starts with the servers that an earlier one learned, and keeps them across a
+// reload that has learned nothing either. One that names its own servers, or none on purpose, does not.
 func TestKeeperAdoptsFallback(t *testing.T) {
 	ctx := context.Background()
 	for _, backend := range append([]string{"memory"}, backends...) {
@@ -189,8 +189,8 @@ func TestKeeperAdoptsFallback(t *testing.T) {
 	}
 }
 
-// TestSetFallbackUnderTraffic has a pod ask while no socket is open, over and over, as the servers change. Every
-// query is answered by one of them, because there is no moment without rules.
+// TestSetFallbackUnderTraffic makes a pod ask repeatedly while no socket is open and the servers change. Every query
+// is answered by one of them, because there is no moment without rules.
 func TestSetFallbackUnderTraffic(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {

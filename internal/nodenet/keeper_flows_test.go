@@ -61,12 +61,12 @@ func (m *memoryFlows) set(f func()) {
 	f()
 }
 
-// rounds is how often the table was read, and forgotten how many entries were deleted.
+// rounds returns how often the table was read, and forgotten how many entries were deleted.
 func (m *memoryFlows) rounds() (n int) { m.set(func() { n = len(m.asked) }); return n }
 
 func (m *memoryFlows) forgotten() (n int) { m.set(func() { n = m.deleted }); return n }
 
-// flowsProcess is a process with a connection tracking of its own, and what it is to serve.
+// flowsProcess returns a process with a connection tracking of its own, and its Spec.
 func flowsProcess(t *testing.T, n *nettest.Namespace) (*testProcess, *memoryFlows, Spec) {
 	t.Helper()
 	p := newProcess(t, n, newMemory())
@@ -103,7 +103,7 @@ func servicesAt(port uint16, protos []rule.Proto, addrs ...netip.Addr) (s []conn
 	return s
 }
 
-// openSockets opens what a server has open at the addresses, until the end of the test at the latest.
+// openSockets opens a server's sockets at the addresses, until the end of the test at the latest.
 func openSockets(t *testing.T, n *nettest.Namespace, addrs ...netip.Addr) (all []*nettest.Server) {
 	t.Helper()
 	for _, a := range addrs {
@@ -145,7 +145,7 @@ func TestKeeperForgetsFlows(t *testing.T) {
 	}
 }
 
-// What no socket of this process answers is the fallback's, and its entries stay.
+// Services that no socket of this process answers belong to the fallback, and their entries stay.
 func TestKeeperForgetsOwnFlowsOnly(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -198,8 +198,8 @@ func TestKeeperForgetsOwnFlowsOnly(t *testing.T) {
 	}
 }
 
-// The fallback serves, or another process has the say: nothing is forgotten, not even if that comes to be while the
-// table is read.
+// The fallback serves, or another process is the keeper: nothing is deleted, even if that begins while the table is
+// read.
 func TestKeeperForgetsNothingInUse(t *testing.T) {
 	for _, late := range []bool{false, true} {
 		for name, change := range map[string]func(p *testProcess, n *nettest.Namespace, local []*nettest.Server){
@@ -241,8 +241,8 @@ func TestKeeperForgetsNothingInUse(t *testing.T) {
 	}
 }
 
-// Another program has just damaged the rules, which no check has found yet: the fallback may have taken up what is in
-// the table. After the repair it is tried again.
+// Another program has just damaged the rules, which no check has found yet: the fallback may use entries of the
+// table. After the repair it is tried again.
 func TestKeeperForgetsNothingWhileDamaged(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	p, m, spec := flowsProcess(t, n)
@@ -287,7 +287,7 @@ func TestFlowsRest(t *testing.T) {
 	})
 }
 
-// A kernel without the means is told of once and counted each time, and takes nothing else away.
+// A kernel without the feature is reported once and counted each time, and nothing else suffers.
 func TestKeeperCannotForgetFlows(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	p, m, spec := flowsProcess(t, n)
@@ -300,7 +300,7 @@ func TestKeeperCannotForgetFlows(t *testing.T) {
 	}
 	counted(1)
 	time.Sleep(100 * time.Millisecond)
-	counted(1) // it is not tried again by itself
+	counted(1) // it is not retried automatically
 	p.start(spec)
 	counted(2)
 	if s := p.k.Status(); !s.RulesInPlace || !strings.Contains(s.LastError, "NET_ADMIN") {

@@ -11,7 +11,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/process"
 )
 
-// nodeCache starts a process that answers at addr and takes no names.
+// nodeCache starts a process that answers at addr and announces no name.
 func nodeCache(t *testing.T, addr netip.Addr) (end func()) {
 	t.Helper()
 	_, end = nettest.StartChild(t, nettest.ChildSpec{Listen: []netip.AddrPort{netip.AddrPortFrom(addr, process.DNSPort)}})
@@ -28,7 +28,7 @@ func countLines(lines []string, has string) int {
 	return n
 }
 
-// An address that nobody of localcache wants stays while another process has a socket on it.
+// An address that no localcache process wants stays while another process has a socket on it.
 func TestKeeperSurplusHeld(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -55,8 +55,8 @@ func TestKeeperSurplusHeld(t *testing.T) {
 	}
 }
 
-// At its end a process removes nothing that another one answers through, be it an address of its own or
-// one that it has left to it.
+// At its end a process removes nothing that another one uses for its answers, be it an address of its own or one that
+// it left to the other.
 func TestKeeperEndHeld(t *testing.T) {
 	for _, addr := range []netip.Addr{nettest.Local4, nettest.Local4b} {
 		t.Run(addr.String(), func(t *testing.T) {
@@ -87,7 +87,7 @@ func TestKeeperEndHeld(t *testing.T) {
 	}
 }
 
-// A start that fails removes what it has made, but for what somebody has come to answer at.
+// A start that fails removes what it created, except what another process has begun to use.
 func TestKeeperUndoHeld(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	p := newProcess(t, n, newMemory())
@@ -99,7 +99,7 @@ func TestKeeperUndoHeld(t *testing.T) {
 	}
 }
 
-// A start beside a newer process says that the rules are that one's, once.
+// A start beside a newer process logs once that the rules belong to that one.
 func TestKeeperStartsBesideNewer(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()

@@ -29,8 +29,8 @@ func inPlace(t *testing.T, choice Choice, rules []rule.Rule) []string {
 	return diffs
 }
 
-// The whole life of a process with the real packet filters: start, flushed rules, reload to another
-// backend, a second process, drain, end, teardown.
+// The whole life of a process with the real packet filters: start, flushed rules, reload to another backend, a second
+// process, drain, end, teardown.
 func TestKeeperInKernel(t *testing.T) {
 	nettest.Need(t, "iptables", "nft")
 	for _, c := range []struct{ first, then Choice }{

@@ -23,9 +23,9 @@ func lose(t *testing.T, server netip.Addr) {
 	nettest.Must(t, netlink.RouteAdd(&netlink.Route{Dst: netlink.NewIPNet(server.AsSlice()), Type: unix.RTN_BLACKHOLE}))
 }
 
-// TestOldFlows: a client lives in the fallback when a process comes; that process dies, and the fallback leads to
-// another server, because the first one is gone. A client with the same port, over TCP a new connection, is sent to
-// the server that is gone unless the process had connection tracking forget the flow.
+// TestOldFlows: a client is carried by the fallback when a process starts; that process dies, and the fallback uses
+// another server, because the first one is gone. A client with the same port, over TCP a new connection, reaches the
+// missing server unless the process deleted the conntrack entry.
 func TestOldFlows(t *testing.T) {
 	for _, backend := range backends {
 		for _, forgets := range []bool{false, true} {
@@ -116,7 +116,7 @@ func TestOldFlows(t *testing.T) {
 	}
 }
 
-// An answer of the fallback that is on its way when sockets open is translated back, which takes its entry.
+// A reply of the fallback that is on its way when sockets open needs its entry to be translated back.
 func TestOldFlowsRest(t *testing.T) {
 	top := nettest.NewTopology(t)
 	fw := openBackend(t, rule.NFTables, "lc0")

@@ -15,7 +15,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// otherSpec is that of a process of another version: one address less and one more, other rules.
+// otherSpec is the Spec of a process of another version: one address less and one more, other rules.
 func otherSpec() Spec {
 	s := keeperSpec()
 	s.Addresses = []netip.Addr{nettest.Local4, nettest.Local4b}
@@ -28,8 +28,7 @@ func checkNow(t *testing.T, p *testProcess) {
 	nettest.Must(t, p.k.checkRules(context.Background()))
 }
 
-// The second of two processes comes, fails or serves, and goes: the first one's state stays whatever
-// it is told to do at its end.
+// The second of two processes comes, fails or serves, and goes: the first one's state stays, whatever on_exit says.
 func TestKeeperSecondGoes(t *testing.T) {
 	for _, serves := range []bool{false, true} {
 		n := nettest.NewNamespace(t)
@@ -62,7 +61,7 @@ func TestKeeperSecondGoes(t *testing.T) {
 		if got := m.of(autoName, "nodelocaldns"); !sameRules(got, keeperSpec().Plan(PlanOptions{})) {
 			t.Errorf("served %v: rules %v", serves, got)
 		}
-		// What only the second wanted goes when it is gone.
+		// What only the second one wanted is removed with it.
 		if got := nettest.AddrsOn(t, "nodelocaldns"); !slices.Equal(got, []string{"169.254.25.10/32", "fd00:10::10/128"}) {
 			t.Errorf("served %v: addresses %v", serves, got)
 		}
@@ -70,7 +69,7 @@ func TestKeeperSecondGoes(t *testing.T) {
 	}
 }
 
-// The first of two goes, as in an upgrade by surge: what the second needs stays.
+// The first of two goes, as in an upgrade by surge: what the second one needs stays.
 func TestKeeperFirstGoes(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -101,7 +100,7 @@ func TestKeeperFirstGoes(t *testing.T) {
 	}
 }
 
-// Both repair the link; the newest alone repairs the rules, until it dies.
+// Both repair the link; only the newest repairs the rules, until it dies.
 func TestKeeperNewestRepairs(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -129,7 +128,7 @@ func TestKeeperNewestRepairs(t *testing.T) {
 		t.Errorf("the newest did not repair: %v", got)
 	}
 
-	// Each puts back its own addresses.
+	// Each restores its own addresses.
 	l, err := netlink.LinkByName("nodelocaldns")
 	nettest.Must(t, err)
 	nettest.Must(t, netlink.LinkDel(l))
@@ -149,8 +148,8 @@ func TestKeeperNewestRepairs(t *testing.T) {
 	}
 }
 
-// A newcomer that never comes to serve, such as one in a crash loop, does not end repairs, nor does it
-// keep a sole serving process from draining; what it needs is not removed.
+// A new process that never serves, for example in a crash loop, does not end repairs, and does not keep the only
+// serving process from draining; what it needs is not removed.
 func TestKeeperBesideOneThatOnlyStarts(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -177,7 +176,7 @@ func TestKeeperBesideOneThatOnlyStarts(t *testing.T) {
 	}
 }
 
-// A lock that is never given back costs time, not the work.
+// A lock that is never released costs time, but does not prevent the work.
 func TestKeeperSquattedLock(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	p := newProcess(t, n, newMemory())

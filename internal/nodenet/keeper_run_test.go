@@ -19,15 +19,14 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// A link that is deleted or set down and an address that is deleted are back within a second, and
-// sockets that were open before answer again. The bound is asserted with a second's headroom for a busy
-// machine; what is measured is logged.
+// A deleted link, one that was set down and a deleted address are back within a second, and sockets from before
+// answer again. The asserted bound has a second's headroom for a busy machine; the measured times are logged.
 func TestKeeperRepairsLink(t *testing.T) {
 	const bound = time.Second + time.Second
 	n := nettest.NewNamespace(t)
 	p := newProcess(t, n, newMemory())
 	spec := keeperSpec()
-	spec.Check = time.Hour // events alone have to do
+	spec.Check = time.Hour // only events may trigger the repair
 	p.start(spec)
 	server4, server6 := nettest.Echo(t, nettest.Local4), nettest.Echo(t, nettest.Local6)
 	p.Run(n)
@@ -80,8 +79,7 @@ func TestKeeperRepairsLink(t *testing.T) {
 	}
 }
 
-// A program that deletes the link again and again costs a few repairs a second, no more, and the link
-// is there when it stops.
+// A program that deletes the link repeatedly causes only a few repairs a second, and the link exists when it stops.
 func TestKeeperLinkFight(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	p := newProcess(t, n, newMemory())
@@ -135,7 +133,7 @@ func TestKeeperRepairsRules(t *testing.T) {
 	}
 }
 
-// What fails is tried again soon, said once, counted each time, and said to be over.
+// A failure is retried soon, logged once, counted each time, and its end is logged.
 func TestKeeperRetries(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -187,7 +185,7 @@ func TestKeeperRetriesLink(t *testing.T) {
 	eventually(t, "the link is back", func() bool { return p.k.Status().Up })
 }
 
-// When the kernel's events end, they are subscribed to anew, and what happened meanwhile is found.
+// When the kernel's events end, the subscription is renewed, and changes in between are found.
 func TestKeeperSubscribesAgain(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	p := newProcess(t, n, newMemory())

@@ -102,7 +102,7 @@ func TestKeeperPrepareFails(t *testing.T) {
 	}
 }
 
-// A failed Prepare takes off an existing link what it has put there, and nothing else.
+// A failed Prepare removes from an existing link what it added, and nothing else.
 func TestKeeperPrepareFailsOnExisting(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	nettest.DisableIPv6(t)
@@ -116,7 +116,7 @@ func TestKeeperPrepareFailsOnExisting(t *testing.T) {
 	}
 }
 
-// Rules that the kernel takes without keeping them, and a lock that is held, are errors of Commit.
+// Rules that the kernel accepts without keeping them, and a held lock, are errors of Commit.
 func TestKeeperCommitFails(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -141,15 +141,15 @@ func TestKeeperCommitFails(t *testing.T) {
 	next.Addresses = []netip.Addr{nettest.Local4b}
 	nettest.Must(t, p.k.Prepare(ctx, next))
 	nettest.Must(t, p.k.Rollback(ctx))
-	// A start that never came to its rules is undone at the end, although on_exit is keep.
+	// A start that never put its rules in place is undone at the end, although on_exit is keep.
 	nettest.Must(t, p.k.Close(ctx))
 	if nettest.LinkExists(t, "nodelocaldns") {
 		t.Error("the interface is still there")
 	}
 }
 
-// What a predecessor left leads queries to the fallback. A process that is told to end before its own rules
-// are in place takes none of it away, unless it was told to.
+// Rules of an earlier process send queries to the fallback. A process that ends before its own rules are in place
+// removes none of them, unless on_exit says so.
 func TestKeeperLeavesPredecessorsRules(t *testing.T) {
 	for _, c := range []struct {
 		exit  ExitPolicy
@@ -326,7 +326,7 @@ func TestKeeperRollbackFirst(t *testing.T) {
 	nettest.Must(t, p.k.Close(ctx))
 }
 
-// Without a socket match there is no fallback, which is said once and shown.
+// Without a socket match there is no fallback, which is logged once and shown.
 func TestKeeperNoSocketMatch(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -378,7 +378,7 @@ func TestKeeperUnmanaged(t *testing.T) {
 	}
 }
 
-// Rules that an earlier process has left in another backend are removed once ours are in place.
+// Rules that an earlier process left in another backend are removed once the new rules are in place.
 func TestKeeperLeftovers(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
@@ -424,7 +424,7 @@ func TestKeeperEnd(t *testing.T) {
 				if got := p.k.Status().Draining; got != c.fallback {
 					t.Errorf("draining: %v", got)
 				}
-				nettest.Must(t, p.k.checkRules(ctx)) // does not mend what Drain has done
+				nettest.Must(t, p.k.checkRules(ctx)) // does not revert what Drain did
 			}
 			nettest.Must(t, p.k.Close(ctx))
 			nettest.Must(t, p.k.Close(ctx))
@@ -444,8 +444,8 @@ func TestKeeperEnd(t *testing.T) {
 	}
 }
 
-// Rules that cannot be removed are reported, and the interface stays with them: without it they would
-// keep queries to a Service's address from kube-proxy's DNAT.
+// Rules that cannot be removed are reported, and the interface stays with them: without it they would keep queries to
+// a Service's address from kube-proxy's DNAT.
 func TestKeeperCloseFails(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -483,7 +483,7 @@ func TestKeeperCloseFails(t *testing.T) {
 			if p.k.Status().Errors[status.ErrorIPTables]+p.k.Status().Errors[status.ErrorIPTablesLock] == 0 {
 				t.Error("not counted")
 			}
-			// What the message says to do does it.
+			// The advice of the message works.
 			m.set(func() { m.removeErr = nil })
 			nettest.Must(t, Teardown(context.Background(), TeardownConfig{Log: p.log, All: m.All}).Err())
 			if nettest.LinkExists(t, "nodelocaldns") || len(m.of(autoName, "nodelocaldns")) > 0 {
@@ -493,7 +493,7 @@ func TestKeeperCloseFails(t *testing.T) {
 	}
 }
 
-// A lock that another program gives back in time does not keep the rules from being removed.
+// A lock that another program releases in time does not prevent the removal of the rules.
 func TestKeeperCloseLocked(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()

@@ -10,7 +10,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// nodeCacheRules makes node-cache's twelve rules for an address with a program of iptables.
+// nodeCacheRules adds node-cache's twelve rules for an address with a program of iptables.
 func nodeCacheRules(t *testing.T, program, addr string) {
 	t.Helper()
 	nettest.Need(t, program)
@@ -27,8 +27,8 @@ eval $P -t raw -I OUTPUT -d $A -p tcp -m tcp --dport 9254 $skip -j NOTRACK
 eval $P -t raw -I OUTPUT -s $A -p tcp -m tcp --sport 9254 $skip -j NOTRACK`, program, addr, rule.NodeCacheNoTrack, rule.NodeCacheAccept))
 }
 
-// TestLeftovers has each backend remove node-cache's rules on its own addresses at Apply, in both
-// variants, and all of them at RemoveNodeCache.
+// TestLeftovers checks that each backend removes node-cache's rules on its own addresses at Apply, in both variants,
+// and all of them at RemoveNodeCache.
 func TestLeftovers(t *testing.T) {
 	for _, backend := range backends {
 		t.Run(backend, func(t *testing.T) {
@@ -117,8 +117,8 @@ func TestLeftoversOfOtherFrontEnd(t *testing.T) {
 	}
 }
 
-// TestLeftoversWithoutPrograms is TestLeftovers for an image that has no programs. What is in
-// iptables-legacy is out of reach.
+// TestLeftoversWithoutPrograms is TestLeftovers for an image without programs. Rules in iptables-legacy are out of
+// reach.
 func TestLeftoversWithoutPrograms(t *testing.T) {
 	nettest.NewNamespace(t)
 	nettest.ForeignRules(t)
@@ -146,8 +146,7 @@ func TestLeftoversWithoutPrograms(t *testing.T) {
 	}
 }
 
-// An image without programs cannot look into iptables-legacy, and a teardown says so where there is
-// something to look into.
+// An image without programs cannot read iptables-legacy, and a teardown says so if there may be something.
 func TestTeardownTellsOfUnseenLegacyTables(t *testing.T) {
 	nettest.NewNamespace(t)
 	nodeCacheRules(t, "iptables-legacy", "169.254.25.10")

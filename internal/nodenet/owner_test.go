@@ -28,7 +28,7 @@ func TestOwnerTag(t *testing.T) {
 	}
 }
 
-// TestOwnerNames has the kernel and the programs take names made of odd interface names.
+// TestOwnerNames checks that the kernel and the programs accept names made of unusual interface names.
 func TestOwnerNames(t *testing.T) {
 	for _, owner := range []string{`a"b'c\d`, "-x", "dnat", "0", "inet.ip-table"} {
 		for _, backend := range backends {

@@ -15,7 +15,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// Of two processes that take names and the lock, one of another user is nobody, and one of ours is not.
+// Of two processes that take names and the lock, one of another user does not count, and one of the same user does.
 func TestPresenceOfOtherUser(t *testing.T) {
 	for _, uid := range []int{nettest.Stranger, 0} {
 		nettest.NewNamespace(t)
@@ -63,8 +63,8 @@ func socketUsersOfOne(t *testing.T) map[uint64]uint32 {
 	return users
 }
 
-// A process without rights that takes every name keeps a Keeper from nothing: neither repairs, nor the
-// fallback while it drains, nor the removal, and none of it waits.
+// A process without rights that takes every name prevents nothing: neither repairs, nor the fallback during a drain,
+// nor the removal, and nothing waits for it.
 func TestKeeperSquattedByOtherUser(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	if len(socketUsersOfOne(t)) == 0 {
@@ -98,7 +98,7 @@ func TestKeeperSquattedByOtherUser(t *testing.T) {
 	}
 }
 
-// Nor is a teardown kept from anything.
+// Nor does it prevent a teardown.
 func TestTeardownSquattedByOtherUser(t *testing.T) {
 	nettest.NewNamespace(t)
 	if len(socketUsersOfOne(t)) == 0 {

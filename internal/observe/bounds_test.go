@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// TestConcurrentTotals: each query is counted exactly once, whatever happens to its client meanwhile.
+// TestConcurrentTotals checks that each query is counted exactly once, whatever happens to its client meanwhile.
 func TestConcurrentTotals(t *testing.T) {
 	const workers, each = 4, 20_000
 	s := newQueries(QueriesOptions{Clients: 30}, epoch)
@@ -69,7 +69,7 @@ func TestConcurrentTotals(t *testing.T) {
 	}
 }
 
-// TestRecordAllocations: a query allocates nothing, whatever it is, unless its client is new.
+// TestRecordAllocations checks that recording a query allocates nothing, unless its client is new.
 func TestRecordAllocations(t *testing.T) {
 	s := NewQueries(QueriesOptions{})
 	list := traffic(2000, 100, 300, time.Now())
@@ -184,7 +184,7 @@ func TestDecisionOutlivesClient(t *testing.T) {
 	}
 }
 
-// TestLostRetransmits: what the memory of questions has no room for is counted.
+// TestLostRetransmits checks that questions beyond the memory are counted as lost.
 func TestLostRetransmits(t *testing.T) {
 	s := newQueries(QueriesOptions{}, epoch)
 	ask := func(name int, at time.Duration, id uint16) {
@@ -211,7 +211,7 @@ func TestLostRetransmits(t *testing.T) {
 	}
 }
 
-// TestSnapshotDuringEvictions: who loses its place while it is looked at is counted once.
+// TestSnapshotDuringEvictions checks that a client that loses its place during a snapshot is counted once.
 func TestSnapshotDuringEvictions(t *testing.T) {
 	const clients, each = 400, 1000
 	s := newQueries(QueriesOptions{Clients: clients}, epoch)

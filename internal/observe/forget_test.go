@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// shown are the queries of a client since the start; 0 where it has no place.
+// shown returns the queries of a client since the start; 0 if it has no place.
 func shown(v *QueriesSnapshot, client string) uint64 {
 	for i := range v.Clients {
 		if v.Clients[i].Client == client {
@@ -17,7 +17,8 @@ func shown(v *QueriesSnapshot, client string) uint64 {
 	return 0
 }
 
-// TestForget: who gets an address inherits nothing, no query is lost, and a place becomes free.
+// TestForget checks that the next owner of an address inherits nothing, that no query is lost, and that a place
+// becomes free.
 func TestForget(t *testing.T) {
 	s := newQueries(QueriesOptions{Clients: 2}, epoch)
 	for i := range 5 {
@@ -68,8 +69,8 @@ func TestForgetMapped(t *testing.T) {
 	}
 }
 
-// TestForgetInFlight: a query that the former client waits for is not counted as the new one's when it ends, be there a
-// new one already or not.
+// TestForgetInFlight checks that a pending query of the former client is not counted for the new one when it ends,
+// whether there is a new one yet or not.
 func TestForgetInFlight(t *testing.T) {
 	for _, newcomer := range []bool{false, true} {
 		s := newQueries(QueriesOptions{Slow: time.Second}, epoch)
@@ -96,8 +97,8 @@ func TestForgetInFlight(t *testing.T) {
 	}
 }
 
-// TestForgetQuestions: two pods that had the same address ask the same within a resolver's time to ask again. That is no
-// retransmit; without Forget it is one.
+// TestForgetQuestions checks that two pods with the same address that ask the same within a resolver's retry time
+// cause no retransmit; without Forget they do.
 func TestForgetQuestions(t *testing.T) {
 	for _, resolver := range []struct {
 		name  string
@@ -133,8 +134,8 @@ func TestForgetQuestions(t *testing.T) {
 	}
 }
 
-// TestForgetOldClient: questions of a client that has been here for long are its own, also when its first one was so long
-// ago that milliseconds have come round.
+// TestForgetOldClient checks that questions of a long-known client count as its own, even if its first one was so
+// long ago that the milliseconds have wrapped around.
 func TestForgetOldClient(t *testing.T) {
 	for _, days := range []int{0, 1, 25, 30, 49, 50, 75, 100} {
 		s := newQueries(QueriesOptions{}, epoch)
@@ -149,7 +150,7 @@ func TestForgetOldClient(t *testing.T) {
 	}
 }
 
-// TestForgetConcurrently: each query is counted once, whoever is forgotten meanwhile.
+// TestForgetConcurrently checks that each query is counted once, whichever client is forgotten meanwhile.
 func TestForgetConcurrently(t *testing.T) {
 	const workers, each = 4, 5_000
 	s := newQueries(QueriesOptions{Clients: 10}, epoch)

@@ -12,7 +12,7 @@ import (
 
 var epoch = time.Unix(1_700_000_000, 0)
 
-// one is a query of client i that was answered at the given time after epoch.
+// one returns a query of client i that was answered at the given time after epoch.
 func one(i int, at time.Duration) Query {
 	return Query{
 		Client: netip.AddrPortFrom(podAddr(i), 4242), ID: 1, Name: wireName("name.example."), Type: 1,
@@ -199,8 +199,8 @@ func TestClientsAreBounded(t *testing.T) {
 		t.Fatalf("%d clients, the last is %s with %d queries of %d", len(v.Clients), v.Clients[len(v.Clients)-1].Client,
 			v.Clients[len(v.Clients)-1].Windows[Last1m].Queries(), v.Total[Last10s].Queries())
 	}
-	// All are silent for 20 minutes but those from 5 on. The next newcomers get the others' places, one
-	// a second, and what those had is counted in Overflow, in the windows too.
+	// All clients are silent for 20 minutes but those from 5 on. The next new clients get the others' places, one a
+	// second, and the previous counts go to Overflow, in the windows too.
 	for i := 5; i < 10; i++ {
 		q := one(i, 19*time.Minute)
 		s.Record(&q)
@@ -229,7 +229,7 @@ func TestClientsAreBounded(t *testing.T) {
 	if top := other.Names; len(top.Names) != 1 || top.Names[0].Count != 77 {
 		t.Errorf("the names of %s are %+v", Overflow, top)
 	}
-	// Who comes back begins anew.
+	// A client that comes back starts again.
 	if c := v.Clients[5]; c.Windows[SinceStart].Queries() != 1 {
 		t.Errorf("a newcomer begins with %d queries", c.Windows[SinceStart].Queries())
 	}

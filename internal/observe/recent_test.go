@@ -61,7 +61,7 @@ func TestOldest(t *testing.T) {
 	}
 }
 
-// TestFailedQuestions: what is left of a question that failed does not hide the same one when it is asked again.
+// TestFailedQuestions checks that the memory of a failed question does not hide its repetition.
 func TestFailedQuestions(t *testing.T) {
 	var r recent
 	r.init()

@@ -6,9 +6,9 @@ import (
 	"time"
 )
 
-// BenchmarkRecordAll is what plugin/fastpath does: batches of one client's hits, here for A and AAAA of 1,000 names in no
-// order, so that the processor cannot foresee which way a query goes. Cold is with the processor's caches as the rest of
-// a process leaves them between two batches.
+// BenchmarkRecordAll does what plugin/fastpath does: batches of one client's hits, here for A and AAAA of 1,000 names
+// in random order, so that branches cannot be predicted. Cold is with the processor's caches as the rest of a process
+// leaves them between two batches.
 func BenchmarkRecordAll(b *testing.B) {
 	const batch, names = 64, 1000
 	for _, bench := range []struct {

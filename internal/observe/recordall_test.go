@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// RecordAll comes to the same as Record, however the queries are cut into batches: clients in runs and mixed, more of
-// them than have a place, some without an address, questions that are asked again, and some worth a story.
+// RecordAll has the same result as Record, however the queries are cut into batches: clients in runs and mixed, more
+// of them than have a place, some without an address, repeated questions, and some worth a story.
 func TestRecordAll(t *testing.T) {
 	start := time.Unix(1_700_000_000, 0)
 	one := newQueries(QueriesOptions{Clients: 20}, start)

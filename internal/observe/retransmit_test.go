@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// arrival is one question that reaches us. Times are in milliseconds.
+// arrival is one question that arrives. Times are in milliseconds.
 type arrival struct {
 	at     float64
 	client int
@@ -18,13 +18,13 @@ type arrival struct {
 	qtype  uint16
 	port   uint16
 	id     uint16
-	answer float64 // after which time; 0 stands for 0.05
+	answer float64 // after which time; 0 means 0.05
 	rcode  int
 }
 
 const a, aaaa = typeA, typeAAAA
 
-// play feeds arrivals in the order of what happens, and returns the totals a while after the last.
+// play feeds arrivals in the order of events, and returns the totals a while after the last.
 func play(t testing.TB, arrivals []arrival) (Counts, *Queries) {
 	t.Helper()
 	return playFrom(t, time.Unix(1_700_000_000, 0), arrivals)
@@ -71,7 +71,7 @@ func playFrom(t testing.TB, start time.Time, arrivals []arrival) (Counts, *Queri
 	return v.Total[SinceStart], s
 }
 
-// pairs is what comes before: a client that asks for A and AAAA of other names, answered at once.
+// pairs is the traffic before: a client that asks for A and AAAA of other names, answered at once.
 func pairs(rest ...arrival) []arrival {
 	var list []arrival
 	for i := range 6 {
@@ -235,7 +235,7 @@ func TestRetransmits(t *testing.T) {
 		}, certain(Glibc, ReplyLost, 1)},
 	} {
 		t.Run(test.what, func(t *testing.T) {
-			// Milliseconds are kept modulo 2³²: what counts as never must not depend on the date.
+			// Milliseconds are kept modulo 2³²: the value for "never" must not depend on the date.
 			const quarter = 1 << 30 * time.Millisecond
 			for _, start := range []time.Duration{0, quarter, 2 * quarter, 3 * quarter, 4*quarter - 12*time.Second} {
 				got, _ := playFrom(t, time.UnixMilli(400<<32).Add(start), test.in)
@@ -247,8 +247,9 @@ func TestRetransmits(t *testing.T) {
 	}
 }
 
-// TestRetransmitMoments checks every way of Go's time to be a little off, and where it ends.
-// TestRetransmitInAFlood: others ask so much meanwhile that single questions are not remembered. The names are.
+// TestRetransmitMoments checks every deviation of Go's retry time that is recognized, and its limits.
+// TestRetransmitInAFlood: other clients ask so much meanwhile that single questions are not remembered, but the names
+// are.
 func TestRetransmitInAFlood(t *testing.T) {
 	in := pairs(
 		arrival{at: 0, qtype: a, port: 1, id: 1}, arrival{at: 0.1, qtype: aaaa, port: 1, id: 2},

@@ -105,7 +105,7 @@ func TestTopNamesPeaks(t *testing.T) {
 	}
 }
 
-// TestCutNames: names that do not fit are counted apart, and listed as what is left of them.
+// TestCutNames checks that names that do not fit are counted apart, and listed by their remaining part.
 func TestCutNames(t *testing.T) {
 	top := newTopNames(8, 20, 16)
 	base := strings.Repeat("x", 30) + "."
@@ -176,7 +176,7 @@ func clone(t *testing.T, s *QueriesSnapshot) *QueriesSnapshot {
 	return c
 }
 
-// TestMergeNodes: what two nodes have seen, merged, is what one would have seen.
+// TestMergeNodes checks that the merged lists of two nodes equal the list of one node that saw everything.
 func TestMergeNodes(t *testing.T) {
 	one, left, right := newQueries(QueriesOptions{}, epoch), newQueries(QueriesOptions{}, epoch), newQueries(QueriesOptions{}, epoch)
 	for _, s := range []*Queries{one, left, right} {

@@ -49,7 +49,7 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// TestLateFailure: what was sent before the last answer came, does not say that it fails since.
+// TestLateFailure checks that a failure of an exchange from before the last answer does not start an outage.
 func TestLateFailure(t *testing.T) {
 	u := newUpstreams(0, epoch)
 	sink := u.Sink("192.0.2.1:53", UDP)
@@ -65,7 +65,8 @@ func TestLateFailure(t *testing.T) {
 	}
 }
 
-// TestMergedOutages: the earliest of the nodes, and clients' failures stay beside health checks of many nodes.
+// TestMergedOutages checks that the earliest start of the nodes counts, and that clients' failures stay beside health
+// checks of many nodes.
 func TestMergedOutages(t *testing.T) {
 	var nodes [][]UpstreamSnapshot
 	for n := range 40 {

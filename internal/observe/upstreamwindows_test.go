@@ -110,7 +110,7 @@ func TestMergeUpstreams(t *testing.T) {
 	}
 }
 
-// TestConcurrentWindows: the windows of exchanges that end at the same time miss none.
+// TestConcurrentWindows checks that the windows miss none of the exchanges that end at the same time.
 func TestConcurrentWindows(t *testing.T) {
 	u := newUpstreams(0, epoch)
 	var wg sync.WaitGroup

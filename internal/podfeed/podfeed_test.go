@@ -97,7 +97,7 @@ func (f *feedTest) ask(ip string) {
 	})
 }
 
-// asked is how many queries are counted for an address.
+// asked returns how many queries are counted for an address.
 func (f *feedTest) asked(ip string) uint64 {
 	v := f.queries.Snapshot(time.Now())
 	for i := range v.Clients {
@@ -108,7 +108,7 @@ func (f *feedTest) asked(ip string) uint64 {
 	return 0
 }
 
-// wait waits until an address belongs to the pod of a UID; "" for nobody.
+// wait waits until an address belongs to the pod of a UID; "" for none.
 func (f *feedTest) wait(ip, uid string) podtable.Pod {
 	f.t.Helper()
 	var p podtable.Pod
@@ -124,7 +124,7 @@ func (f *feedTest) wait(ip, uid string) podtable.Pod {
 	return p
 }
 
-// says waits until what people are told has all texts.
+// says waits until the remark contains all texts.
 func (f *feedTest) says(known bool, texts ...string) {
 	f.t.Helper()
 	f.until(fmt.Sprintf("known is %t, with %q", known, texts), func() error {
@@ -154,7 +154,7 @@ func (f *feedTest) until(what string, try func() error) {
 	}
 }
 
-// TestPodFeed: pods come, go, come back by the same name and address, and nobody inherits.
+// TestPodFeed checks that pods can come, go and come back with the same name and address, and that none inherits.
 func TestPodFeed(t *testing.T) {
 	const web, other = "10.244.1.5", "10.244.1.6"
 	f := newFeedTest(t)
@@ -200,7 +200,7 @@ func TestPodFeed(t *testing.T) {
 		t.Errorf("the next pod has %d queries, want its first one", n)
 	}
 
-	// The address goes over in one step, because the server was away when the pod was deleted.
+	// The address moves in one step, because the server was away when the pod was deleted.
 	f.api.SetFault(func(w http.ResponseWriter, _ *http.Request) bool {
 		kubetest.Status(w, 500, "InternalError", "etcd is away")
 		return true
@@ -223,7 +223,7 @@ func TestPodFeed(t *testing.T) {
 	}
 }
 
-// TestPodFeedRotation: the token and the server change, and what is known stays meanwhile.
+// TestPodFeedRotation checks that the known pods stay while token and server change.
 func TestPodFeedRotation(t *testing.T) {
 	f := newFeedTest(t)
 	f.pod("web", "u1", "10.244.1.5")
@@ -296,7 +296,7 @@ func TestPodFeedOff(t *testing.T) {
 	}
 }
 
-// TestPodFeedForbidden: the right that is missing is named, and what has it.
+// TestPodFeedForbidden checks that the missing right is named, with the component that grants it.
 func TestPodFeedForbidden(t *testing.T) {
 	f := newFeedTest(t)
 	f.api.SetFault(func(w http.ResponseWriter, _ *http.Request) bool {
@@ -317,7 +317,7 @@ func TestPodFeedUnanswered(t *testing.T) {
 	f.says(false, "the API server at "+f.api.Address+" has not answered yet")
 }
 
-// TestPodFeedWithoutAccess: everything goes on by address, and it is said why and what to do.
+// TestPodFeedWithoutAccess checks that clients are shown by address, with the reason and what to do.
 func TestPodFeedWithoutAccess(t *testing.T) {
 	for _, c := range []struct {
 		name    string

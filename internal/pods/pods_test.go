@@ -42,7 +42,7 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// TestUnknown: without a source everything still answers, and says why it knows nothing.
+// TestUnknown checks that without a source all methods work, and say why no pod is known.
 func TestUnknown(t *testing.T) {
 	var d Directory
 	for _, tab := range []*Table{d.Table(), Unknown("no access")} {
@@ -58,7 +58,7 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// TestDirectory: an address that goes from one pod to another does so for readers at once, and whole.
+// TestDirectory checks that readers see an address move from one pod to another at once.
 func TestDirectory(t *testing.T) {
 	var d Directory
 	a := addr("10.244.1.5")

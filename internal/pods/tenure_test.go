@@ -20,7 +20,7 @@ func pod(name, uid string, started float64, ips ...string) Pod {
 	return p
 }
 
-// history feeds one Directory and writes down what is to be forgotten.
+// history feeds one Directory and records which statistics must be forgotten.
 type history struct {
 	t *testing.T
 	d Directory
@@ -41,7 +41,7 @@ func (h *history) turn(seconds float64, list []Pod, want ...string) {
 	}
 }
 
-// is checks whose what was asked at a time is.
+// is checks to which pod the queries at a time belong.
 func (h *history) is(a string, seconds float64, uid string) {
 	h.t.Helper()
 	if p, _ := h.d.Table().At(addr(a), at(seconds)); p.UID != uid {
@@ -49,13 +49,13 @@ func (h *history) is(a string, seconds float64, uid string) {
 	}
 }
 
-// TestTenure: an address goes from pod to pod, and nobody inherits.
+// TestTenure checks that an address can move from pod to pod, and that none inherits.
 func TestTenure(t *testing.T) {
 	const a, b = "10.244.1.5", "10.244.1.6"
 	h := &history{t: t}
 
-	// The process has started at 0 and asked the API server at 10. The pod was there before, at -100, or came at 4: then
-	// what was asked before is not of it.
+	// The process started at 0 and asked the API server at 10. The pod existed before, at -100, or came at 4: then
+	// earlier queries are not its own.
 	h.turn(10, []Pod{pod("one", "u1", -100, a), pod("two", "u2", 4, b)}, a+" -100", b+" 4")
 	h.is(a, 0, "u1")
 	h.is(b, 3, "")
@@ -64,7 +64,7 @@ func TestTenure(t *testing.T) {
 	// Nothing has changed for them.
 	h.turn(20, []Pod{pod("one", "u1", -100, a), pod("three", "u3", 19), pod("two", "u2", 4, b)})
 
-	// One has ended: its address is nobody's. What it has asked stays its own.
+	// One has ended: its address belongs to no pod. Its queries stay its own.
 	h.turn(30, []Pod{pod("one", "u1", -100), pod("three", "u3", 19), pod("two", "u2", 4, b)}, a+" 30")
 	h.is(a, 29, "u1")
 	h.is(a, 30, "")
@@ -72,7 +72,7 @@ func TestTenure(t *testing.T) {
 		t.Errorf("%s is shown as %+v", a, p)
 	}
 
-	// Another has got it: what was asked since the end of the one before is its own, though the event comes later.
+	// Another one has got it: queries since the end of the previous one are its own, although the event comes later.
 	h.turn(40, []Pod{pod("three", "u3", 19, a), pod("two", "u2", 4, b)}, a+" 30")
 	if since, ok := h.d.Table().tenureOf(addr(a), "u3"); !ok || !since.Equal(at(30)) {
 		t.Errorf("%s is its pod's since %v s", a, since.Sub(epoch).Seconds())
@@ -82,13 +82,13 @@ func TestTenure(t *testing.T) {
 	h.is(a, 31, "u3")
 	h.is(a, 41, "u3")
 
-	// The same name comes back as another pod with the same address, and nothing was seen in between.
+	// The same name comes back as another pod with the same address, and no event was seen in between.
 	h.turn(50, []Pod{pod("three", "u4", 42, a), pod("two", "u2", 4, b)}, a+" 50")
 	h.is(a, 41, "u3")
 	h.is(a, 45, "") // of either
 	h.is(a, 51, "u4")
 
-	// A pod that is here for long changes its address.
+	// A long-lived pod changes its address.
 	h.turn(60, []Pod{pod("three", "u4", 42, a), pod("two", "u2", 4, "10.244.1.7")}, b+" 60", "10.244.1.7 60")
 	h.is("10.244.1.7", 59, "")
 	h.is(b, 59, "u2")
@@ -101,7 +101,7 @@ func TestTenure(t *testing.T) {
 	h.is("10.244.1.7", 70, "u4")
 }
 
-// TestTenureUnknownStart: a pod of which nobody says since when it is there has its address from now on.
+// TestTenureUnknownStart checks that a pod with an unknown start has its address from now on.
 func TestTenureUnknownStart(t *testing.T) {
 	h := &history{t: t}
 	p := pod("one", "u1", 0, "10.244.1.5")
@@ -109,15 +109,16 @@ func TestTenureUnknownStart(t *testing.T) {
 	h.turn(10, []Pod{p}, "10.244.1.5 10")
 	h.is("10.244.1.5", 9, "")
 
-	// A start in the future is none.
+	// A start in the future is ignored.
 	h.turn(20, []Pod{pod("two", "u2", 1000, "10.244.1.5")}, "10.244.1.5 20")
 	h.is("10.244.1.5", 21, "u2")
-	// And after the clock was set back, who comes then has its address nevertheless.
+	// After the clock was set back, the next pod has its address nevertheless.
 	h.turn(5, []Pod{pod("three", "u3", 4, "10.244.1.5")}, "10.244.1.5 5")
 	h.is("10.244.1.5", 6, "u3")
 }
 
-// TestTenureHost: who asks from the node's addresses is one, whichever pods come and go, and nothing of it is thrown away.
+// TestTenureHost checks that the node's addresses count as one client, whichever pods come and go, and that nothing
+// of it is dropped.
 func TestTenureHost(t *testing.T) {
 	h := &history{t: t}
 	proxy := Pod{Namespace: "kube-system", Name: "proxy", UID: "u1", HostNetwork: true, IPs: []netip.Addr{addr("192.0.2.9")}, Started: at(1)}
@@ -133,7 +134,7 @@ func TestTenureHost(t *testing.T) {
 	proxy.UID = "u2"
 	h.turn(20, []Pod{proxy})
 	h.turn(30, nil)
-	// This process in a network of its own: the address is its pod's. What the node had does not go over to it.
+	// This process in a network of its own: the address belongs to its pod. The node's statistics do not move to it.
 	h.turn(40, []Pod{pod("cache", "u3", 35, "192.0.2.1")}, "192.0.2.1 35")
 	h.is("192.0.2.1", 41, "u3")
 	h.turn(50, nil, "192.0.2.1 50")
@@ -142,7 +143,7 @@ func TestTenureHost(t *testing.T) {
 	}
 }
 
-// TestTenureTwo: two pods are listed with one address: it is the younger one's, in whichever order.
+// TestTenureTwo checks that an address of two pods belongs to the younger one, in either order.
 func TestTenureTwo(t *testing.T) {
 	old, young := pod("b", "old", 1, "10.244.1.5"), pod("a", "young", 2, "10.244.1.5")
 	for _, list := range [][]Pod{{old, young}, {young, old}} {
@@ -152,7 +153,7 @@ func TestTenureTwo(t *testing.T) {
 	}
 }
 
-// TestFormerBounded: what is over is remembered up to a bound, the latest.
+// TestFormerBounded checks that ended tenures are remembered up to a bound, the latest ones.
 func TestFormerBounded(t *testing.T) {
 	var d Directory
 	const n = maxFormer + 100
@@ -170,7 +171,7 @@ func TestFormerBounded(t *testing.T) {
 	}
 }
 
-// TestRemark: what was known stays, with what people should know about it.
+// TestRemark checks that known pods stay, with the remark about them.
 func TestRemark(t *testing.T) {
 	tab := table().WithRemark("the API server is away")
 	known, remark := tab.Known()
@@ -195,7 +196,7 @@ func BenchmarkTurn(b *testing.B) {
 	}
 }
 
-// TestTenureAgain: a pod whose address is gone for a moment keeps what it asked before.
+// TestTenureAgain checks that a pod whose address is missing for a moment keeps its earlier queries.
 func TestTenureAgain(t *testing.T) {
 	const a = "10.244.1.5"
 	h := &history{t: t}

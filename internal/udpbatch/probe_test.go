@@ -40,7 +40,7 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestProbeForbidden is a process whose seccomp profile lacks a system call: it finds out without losing a query.
+// TestProbeForbidden runs a process whose seccomp profile forbids a system call: it finds out without losing a query.
 func TestProbeForbidden(t *testing.T) {
 	if name := os.Getenv("UDPBATCH_FORBID"); name != "" {
 		number := map[string]uint32{"recvmmsg": unix.SYS_RECVMMSG, "sendmmsg": unix.SYS_SENDMMSG}[name]
@@ -64,8 +64,8 @@ func TestProbeForbidden(t *testing.T) {
 	}
 }
 
-// forbid has a system call fail with EPERM for the rest of this thread's life (seccomp(2)). Without a check of the
-// architecture it is for this test only.
+// forbid makes a system call fail with EPERM for the rest of this thread's life (seccomp(2)). It does not check the
+// architecture and is for this test only.
 func forbid(t *testing.T, number uint32) {
 	t.Helper()
 	runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine

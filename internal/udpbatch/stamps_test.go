@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// Each datagram has a time of its own. Behind a deep batch only some have, and the others that of the last before them
-// that has. None is later than it was sent.
+// Each datagram has a time of its own. After a deep batch only some have, and the others have that of the last one
+// before them. None is later than it was sent.
 func TestTimestamps(t *testing.T) {
 	const batch, many = 40, 30
 	for name, c := range map[string]struct {

@@ -37,7 +37,7 @@ func newBatch(t testing.TB, c *net.UDPConn, o Options) (*Reader, *Writer) {
 	return r, w
 }
 
-// echo sends back what comes, until the socket is closed.
+// echo sends datagrams back until the socket is closed.
 func echo(t testing.TB, c *net.UDPConn, o Options) {
 	r, w := newBatch(t, c, o)
 	done := make(chan error)
@@ -77,7 +77,7 @@ func exchange(t testing.TB, to string, payload []byte) []byte {
 	return b[:n]
 }
 
-// A connected client takes no reply from another address than the one that it asked.
+// A connected client accepts a reply only from the address that it asked.
 func TestReplyLeavesFromWhereItWasAsked(t *testing.T) {
 	for _, test := range []struct {
 		network, bind string
@@ -142,7 +142,7 @@ func TestPeer(t *testing.T) {
 	}
 }
 
-// A datagram that cannot be sent does not keep those behind it.
+// A datagram that cannot be sent does not block those behind it.
 func TestFailingDatagramIsSkipped(t *testing.T) {
 	c := listen(t, "udp4", "127.0.0.1:0")
 	_, w := newBatch(t, c, Options{Batch: 8, Size: 64})
@@ -176,8 +176,8 @@ func peerOf(a netip.AddrPort) *Peer {
 	return p
 }
 
-// A socket that was connected, to have it take no more, still gives what is in its queue, and sends to whom it is
-// told. What the kernel says of its peer is no error.
+// A socket that was connected so that it takes no more datagrams still returns those in its queue, and sends to any
+// peer. Errors about its peer are ignored.
 func TestConnectedSocket(t *testing.T) {
 	c := listen(t, "udp4", "127.0.0.1:0")
 	client := listen(t, "udp4", "127.0.0.1:0")
@@ -229,7 +229,7 @@ func TestConnectedSocket(t *testing.T) {
 	}
 }
 
-// Serve waits for the next datagram without looking twice, and misses none: each is sent when the one before was
+// Serve waits for the next datagram without reading twice, and misses none: each is sent when the previous one was
 // answered, and in bursts around the size of a batch.
 func TestNothingIsMissed(t *testing.T) {
 	c := listen(t, "udp4", "127.0.0.1:0")
@@ -291,7 +291,7 @@ func TestSocketOptions(t *testing.T) {
 	}
 }
 
-// The budget is none: neither a batch read nor one written allocates.
+// The budget is zero: neither a batch read nor one written allocates.
 func TestAllocations(t *testing.T) {
 	c := listen(t, "udp4", "127.0.0.1:0")
 	r, w := newBatch(t, c, Options{Batch: 8, Size: 64, Local: true, Timestamps: true})
@@ -326,7 +326,7 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// What the kernel attaches comes from the kernel, but what a reader makes of it must hold for all octets.
+// The kernel attaches control messages, but a reader must handle any octets.
 func FuzzControl(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(bytes.Repeat([]byte{1}, 40))
@@ -344,7 +344,7 @@ func FuzzControl(f *testing.F) {
 	})
 }
 
-// BenchmarkEcho tells what timestamps and local addresses cost, beside each other in one run.
+// BenchmarkEcho measures the cost of timestamps and local addresses, beside each other in one run.
 func BenchmarkEcho(b *testing.B) {
 	for name, o := range map[string]Options{
 		"plain": {}, "timestamps": {Timestamps: true}, "local": {Local: true}, "both": {Timestamps: true, Local: true},

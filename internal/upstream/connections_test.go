@@ -14,8 +14,8 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestConnectionsAreListed: the statistics know what is open over each transport, what is under way there and how far
-// away the other end is.
+// TestConnectionsAreListed checks that the statistics list the open connections of each transport, with their pending
+// queries and round-trip times.
 func TestConnectionsAreListed(t *testing.T) {
 	slow := func(m *dns.Msg, _ observe.Proto, _ int) fault {
 		if m.Question[0].Name == "slow.example." {
@@ -117,7 +117,7 @@ func TestListedConnectionsAfterReload(t *testing.T) {
 	want("at the end", 0, 0, 0)
 }
 
-// TestListWhileConnectionsComeAndGo is for the race detector: who lists asks sockets that others close.
+// TestListWhileConnectionsComeAndGo is for the race detector: listing reads sockets that others close.
 func TestListWhileConnectionsComeAndGo(t *testing.T) {
 	f := startFake(t, false, func(_ *dns.Msg, _ observe.Proto, n int) fault { return fault{hangUp: n%5 == 0} })
 	g := openGroup(t, GroupConfig{}, f)
@@ -126,7 +126,7 @@ func TestListWhileConnectionsComeAndGo(t *testing.T) {
 	for _, proto := range []observe.Proto{observe.UDP, observe.TCP} {
 		wg.Go(func() {
 			for range 300 {
-				// What it is answered does not matter here.
+				// The answer does not matter here.
 				_, _ = g.Exchange(context.Background(), Query{Msg: ask("n.example."), Proto: proto})
 			}
 		})

@@ -17,7 +17,7 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestForgeriesAreDropped: what is not the answer is counted, and the answer that follows is taken.
+// TestForgeriesAreDropped checks that forged replies are counted, and that the real answer after them is accepted.
 func TestForgeriesAreDropped(t *testing.T) {
 	f := startFake(t, false, func(*dns.Msg, observe.Proto, int) fault { return fault{forgeries: 6} })
 	g := openGroup(t, GroupConfig{}, f)
@@ -89,7 +89,7 @@ func TestTruncatedGoesToTCP(t *testing.T) {
 		t.Errorf("the answer came over %s, TC %t", a.Exchange.Proto, a.Msg.Truncated)
 	}
 
-	// Where TCP brings nothing, the truncated answer is better than none: the client may try TCP.
+	// If TCP brings nothing, the truncated answer is better than none: the client may try TCP.
 	f = startFake(t, false, func(_ *dns.Msg, p observe.Proto, _ int) fault {
 		return fault{truncate: p == observe.UDP, reset: p == observe.TCP}
 	})
@@ -124,7 +124,7 @@ func TestRefusedPortFailsFast(t *testing.T) {
 	}
 }
 
-// TestFormatErrorToEDNS: the server is asked once more without EDNS, and without at once from then on.
+// TestFormatErrorToEDNS checks that the server is asked once more without EDNS, and without it at once from then on.
 func TestFormatErrorToEDNS(t *testing.T) {
 	var withEDNS, without int
 	var mu sync.Mutex
@@ -150,7 +150,8 @@ func TestFormatErrorToEDNS(t *testing.T) {
 	}
 }
 
-// TestRefusedEitherWay: a server that does not do one type, and says so without an OPT record, understands EDNS.
+// TestRefusedEitherWay checks that a server that refuses one type, without an OPT record in its answer, still counts
+// as one that knows EDNS.
 func TestRefusedEitherWay(t *testing.T) {
 	var without atomic.Int64
 	f := startFake(t, false, func(m *dns.Msg, _ observe.Proto, _ int) fault {
@@ -177,7 +178,7 @@ func TestRefusedEitherWay(t *testing.T) {
 	}
 }
 
-// TestOfferedSize: whatever the client offers, the upstream is offered what passes unfragmented.
+// TestOfferedSize checks that upstreams are offered a size that passes unfragmented, whatever the client offers.
 func TestOfferedSize(t *testing.T) {
 	sizes := make(chan uint16, 2)
 	f := startFake(t, false, func(m *dns.Msg, _ observe.Proto, _ int) fault {
@@ -196,8 +197,8 @@ func TestOfferedSize(t *testing.T) {
 	}
 }
 
-// TestNoFileDescriptors: the process has none left. That is not the upstream's fault, and a question
-// goes out from a socket that is there.
+// TestNoFileDescriptors checks that a process without free descriptors does not blame the upstream, and that a
+// question uses an existing socket.
 func TestNoFileDescriptors(t *testing.T) {
 	f := startFake(t, false, wellBehaved)
 	dial := NewDialer()
@@ -228,7 +229,7 @@ func TestNoFileDescriptors(t *testing.T) {
 	mu.Unlock()
 	g.mustAnswer(t, "two.example.", observe.UDP)
 	g.mustAnswer(t, "two.example.", observe.TCP)
-	// A second attempt would have a socket of its own, if there were one to be had.
+	// A second attempt would have a socket of its own, if one were available.
 	path := g.servers[0].datagram
 	q, err := newQuestion(ask("second.example."))
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// fault is what a fakeServer does with one query instead of answering it well.
+// fault is a misbehaviour of a fakeServer for one query.
 type fault struct {
 	delay         time.Duration
 	drop          bool
@@ -243,7 +243,7 @@ func respondTCP(conn net.Conn, m *dns.Msg, f fault) {
 	}
 }
 
-// address is what a fakeServer says the address of name is, whatever the case.
+// address returns the fakeServer's address of a name, whatever the case.
 func address(name string) net.IP {
 	var sum uint32 = 2166136261
 	for _, b := range []byte(strings.ToLower(name)) {
@@ -345,7 +345,7 @@ func (s sides) mustAnswer(t testing.TB, name string, proto observe.Proto) Answer
 	return a
 }
 
-// checkAnswer says how a NOERROR answer is not the one to m.
+// checkAnswer returns how a NOERROR answer differs from the correct one to m.
 func checkAnswer(m, a *dns.Msg) error {
 	switch {
 	case a.Id != m.Id:

@@ -15,7 +15,8 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestThousandClientsOneExchange: identical misses are one exchange, and each client's answer is its own.
+// TestThousandClientsOneExchange checks that identical misses are one exchange, and that each client's answer is its
+// own.
 func TestThousandClientsOneExchange(t *testing.T) {
 	joined := make(chan struct{})
 	f := startFake(t, false, func(*dns.Msg, observe.Proto, int) fault {
@@ -61,7 +62,7 @@ func TestThousandClientsOneExchange(t *testing.T) {
 	}
 }
 
-// followers is how many clients have joined flights of others.
+// followers returns how many clients have joined flights of others.
 func (s sides) followers() (n int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -71,7 +72,7 @@ func (s sides) followers() (n int) {
 	return n
 }
 
-// TestDifferentQuestionsAreNotShared: whatever changes the answer makes an exchange of its own.
+// TestDifferentQuestionsAreNotShared checks that queries that may have different answers have exchanges of their own.
 func TestDifferentQuestionsAreNotShared(t *testing.T) {
 	f := startFake(t, false, func(*dns.Msg, observe.Proto, int) fault { return fault{delay: 100 * time.Millisecond} })
 	g := openGroup(t, GroupConfig{ForceTCP: true}, f)
@@ -131,7 +132,7 @@ func TestHopOptions(t *testing.T) {
 	}
 }
 
-// TestLeaderLeaves: the client that came first is gone, the others get their answer.
+// TestLeaderLeaves checks that the others get their answer when the first client leaves.
 func TestLeaderLeaves(t *testing.T) {
 	f := startFake(t, false, func(*dns.Msg, observe.Proto, int) fault { return fault{delay: 300 * time.Millisecond} })
 	g := openGroup(t, GroupConfig{MaxAttempts: 1}, f)
@@ -161,7 +162,7 @@ func TestLeaderLeaves(t *testing.T) {
 	}
 }
 
-// TestClientLeaves: a client that leaves alone takes its flight along, and the exchange is reported.
+// TestClientLeaves checks that a client that leaves alone ends its flight, and that the exchange is reported.
 func TestClientLeaves(t *testing.T) {
 	f := startFake(t, false, func(*dns.Msg, observe.Proto, int) fault { return fault{delay: 100 * time.Millisecond} })
 	g := openGroup(t, GroupConfig{}, f)
@@ -182,7 +183,7 @@ func TestClientLeaves(t *testing.T) {
 	})
 }
 
-// TestLateFlightIsNotJoined: who comes in the second half of a budget gets one of his own.
+// TestLateFlightIsNotJoined checks that a client that comes in the second half of a budget gets a flight of its own.
 func TestLateFlightIsNotJoined(t *testing.T) {
 	f := startFake(t, false, func(_ *dns.Msg, _ observe.Proto, n int) fault { return fault{drop: n == 1} })
 	g := openGroup(t, GroupConfig{Budget: 600 * time.Millisecond, MaxAttempts: 1}, f)
@@ -198,7 +199,7 @@ func TestLateFlightIsNotJoined(t *testing.T) {
 	}
 }
 
-// TestBudget: when nobody answers, the client knows in time, and why.
+// TestBudget checks that the client gets an error with its cause in time when no server answers.
 func TestBudget(t *testing.T) {
 	silent := func(*dns.Msg, observe.Proto, int) fault { return fault{drop: true} }
 	a, b := startFake(t, false, silent), startFake(t, false, silent)
@@ -236,8 +237,8 @@ func TestHedgesAreBounded(t *testing.T) {
 		wg.Go(func() { g.mustAnswer(t, fmt.Sprintf("n%d.example.", i), observe.UDP) })
 	}
 	wg.Wait()
-	// 200 questions earn 20 hedges; what is given up after 4 times the estimate is retried freely
-	// only on a path that is not in doubt.
+	// 200 questions earn 20 hedges; what is given up after 4 times the estimate is retried freely only on a path that
+	// is not in doubt.
 	if got := f.queries.Load(); got > n*13/10 {
 		t.Errorf("%d queries for %d questions of a slow server", got, n)
 	}
@@ -297,7 +298,7 @@ func TestFailover(t *testing.T) {
 		t.Errorf("outcomes %v", s.Outcomes)
 	}
 
-	// All fail: the last answer counts. Without failover the first does.
+	// All fail: the last answer counts. Without failover the first one does.
 	worse := startFake(t, false, failing(dns.RcodeRefused))
 	g = openGroup(t, GroupConfig{Policy: Sequential, Failover: []int{dns.RcodeServerFailure, dns.RcodeRefused}}, bad, worse)
 	if a := g.mustAnswer(t, "name.example.", observe.UDP); a.Msg.Rcode != dns.RcodeRefused {
@@ -330,7 +331,7 @@ func TestOverload(t *testing.T) {
 	}
 }
 
-// TestVerbatim: what is not a plain question is passed on as it is.
+// TestVerbatim checks that unusual messages are forwarded unchanged.
 func TestVerbatim(t *testing.T) {
 	got := make(chan *dns.Msg, 1)
 	f := startFake(t, false, func(m *dns.Msg, _ observe.Proto, _ int) fault {
@@ -382,7 +383,7 @@ func TestAbandonReportsAll(t *testing.T) {
 	}
 }
 
-// TestPanicEndsTheFlight: where the leader panics, which CoreDNS recovers from, those who follow get an error.
+// TestPanicEndsTheFlight checks that followers get an error if the leader panics, which CoreDNS recovers from.
 func TestPanicEndsTheFlight(t *testing.T) {
 	f := startFake(t, false, func(*dns.Msg, observe.Proto, int) fault { return fault{delay: 50 * time.Millisecond} })
 	r := NewRegistry(Limits{}, panicking{})

@@ -10,7 +10,7 @@ import (
 	"github.com/miekg/dns"
 )
 
-// FuzzFrames cuts a stream that comes in pieces of any size, and compares with cutting it at once.
+// FuzzFrames cuts a stream that arrives in pieces of any size, and compares with cutting it at once.
 func FuzzFrames(f *testing.F) {
 	answer := reply(ask("a.example."), fault{})
 	framed := append(binary.BigEndian.AppendUint16(nil, uint16(len(answer))), answer...)
@@ -71,7 +71,7 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-// FuzzJudge compares what is taken for an answer with what miekg/dns reads in the message.
+// FuzzJudge compares what counts as an answer with miekg/dns's view of the message.
 func FuzzJudge(f *testing.F) {
 	m := ask("Www.Example.")
 	m.Id = 0x1234
@@ -100,8 +100,8 @@ func FuzzJudge(f *testing.F) {
 		matches := err == nil && read.Response && read.Opcode == dns.OpcodeQuery &&
 			len(read.Question) == 1 && read.Question[0].Qtype == qtype && read.Question[0].Qclass == dns.ClassINET &&
 			strings.EqualFold(read.Question[0].Name, sent.Question[0].Name)
-		// A name of the question that is compressed, or has letters that only Unicode folds, is not
-		// what a server repeats; ours says no where the oracle may say yes.
+		// A server does not compress the name of the question, nor change letters that only Unicode folds; judge may
+		// refuse such a message although the oracle accepts it.
 		if got == accepted && err == nil && len(read.Question) == 1 && !matches {
 			t.Fatalf("%x is taken for the answer to %s %d: %v", msg, name, qtype, &read)
 		}
@@ -111,7 +111,7 @@ func FuzzJudge(f *testing.F) {
 	})
 }
 
-// FuzzPack compares the query that is written by hand with what miekg/dns makes of the same message.
+// FuzzPack compares the query that is written by hand with miekg/dns's packing of the same message.
 func FuzzPack(f *testing.F) {
 	f.Add("www.Example.", uint16(1), uint16(1), uint8(0x3f))
 	f.Add(".", uint16(2), uint16(1), uint8(1))
@@ -151,7 +151,7 @@ func FuzzPack(f *testing.F) {
 	})
 }
 
-// FuzzDecode: what is unpacked by hand is what miekg/dns unpacks.
+// FuzzDecode checks that messages unpacked by hand equal those unpacked by miekg/dns.
 func FuzzDecode(f *testing.F) {
 	query := ask("Www.Example.")
 	for _, fl := range []fault{{}, {truncate: true}, {rcode: 3}, {size: 400}} {
@@ -225,8 +225,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// checkBare: without the OPT record of the additional section everything else is the same, and it stays where it says
-// something.
+// checkBare checks that without the OPT record of the additional section everything else is the same, and that the
+// record stays if it matters.
 func checkBare(t *testing.T, whole, bare *dns.Msg) {
 	t.Helper()
 	want := *whole

@@ -163,8 +163,8 @@ func TestProbe(t *testing.T) {
 	<-probes
 }
 
-// TestFrozenConnections: connections that work and then lead nowhere, as when the kube-dns pod behind a
-// Service dies. It is the only upstream; new connections reach another pod.
+// TestFrozenConnections: connections that worked reach nothing any more, as when the kube-dns pod behind a Service
+// dies. It is the only upstream; new connections reach another pod.
 func TestFrozenConnections(t *testing.T) {
 	f := startFake(t, false, wellBehaved)
 	g := openGroup(t, GroupConfig{ForceTCP: true}, f)

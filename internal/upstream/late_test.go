@@ -9,15 +9,15 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestOwnLatenessOpensNothing: a question is late whose answer has come and was not read yet. That is this process's
-// doing, and no reason for another connection; without an answer there is one.
+// TestOwnLatenessOpensNothing checks that a late question whose answer has arrived unread opens no connection,
+// because this process is late; without an answer it does.
 func TestOwnLatenessOpensNothing(t *testing.T) {
 	f := startFake(t, false, wellBehaved)
 	g := openGroup(t, GroupConfig{ForceTCP: true}, f)
 	g.mustAnswer(t, "warm.example.", observe.TCP)
 	p := g.servers[0].stream.pool.(*streamPool)
 
-	// A connection with nobody to read it.
+	// A connection without a reader.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -7,7 +7,7 @@ import (
 	"unsafe"
 )
 
-// Names come out as they went in, whoever reads at the same time, and a repeated one is the same string.
+// Names are returned unchanged, with concurrent readers, and a repeated one is the same string.
 func TestNames(t *testing.T) {
 	var table nameTable
 	a, b := table.of([]byte("ns.dns.cluster.local.")), table.of([]byte("ns.dns.cluster.local."))

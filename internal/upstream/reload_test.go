@@ -36,7 +36,7 @@ func TestReloadKeepsWhatIsWarm(t *testing.T) {
 		t.Errorf("the old group says %v", err)
 	}
 
-	// Other settings make other connections; what is known of the server stays.
+	// Other settings make other connections; what was learned about the server stays.
 	f.set(silence) // or a probe would find the server well at once
 	g.servers[0].stream.failed(time.Now())
 	config.Servers[0].Expire = time.Second

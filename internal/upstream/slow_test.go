@@ -37,8 +37,8 @@ func startSlow(t *testing.T, n int, delay time.Duration) (servers []*fakeServer)
 	return servers
 }
 
-// TestSlowIsNotSilent: upstreams that answer all, but later than anybody can wait for before asking again, get no
-// multiple of the questions.
+// TestSlowIsNotSilent checks that upstreams that answer everything, but slowly, do not get a multiple of the
+// questions.
 func TestSlowIsNotSilent(t *testing.T) {
 	const n = 400
 	for _, c := range []struct {
@@ -87,8 +87,8 @@ func TestProbeHarmsNobody(t *testing.T) {
 	}
 }
 
-// TestSlowRecovers: a server that takes longer than a probing interval is found well again, although another one
-// answers all questions meanwhile.
+// TestSlowRecovers checks that a server that is slower than a probing interval is found healthy again, although
+// another one answers all questions meanwhile.
 func TestSlowRecovers(t *testing.T) {
 	for _, proto := range []observe.Proto{observe.UDP, observe.TCP} {
 		t.Run(proto.String(), func(t *testing.T) {

@@ -53,7 +53,7 @@ func TestPipeliningOutOfOrder(t *testing.T) {
 	}
 }
 
-// TestHeadOfLine: on a server that answers a connection serially, a slow name delays nobody else.
+// TestHeadOfLine checks that a slow name delays no other on a server that answers a connection serially.
 func TestHeadOfLine(t *testing.T) {
 	f := startFake(t, true, func(m *dns.Msg, _ observe.Proto, _ int) fault {
 		if m.Question[0].Name == "slow.example." {
@@ -81,7 +81,7 @@ func TestHeadOfLine(t *testing.T) {
 	}
 }
 
-// TestFewConnections: 128 questions at a time to a server 1 ms away need no more than 16 connections.
+// TestFewConnections checks that 128 questions at a time to a server 1 ms away need no more than 16 connections.
 func TestFewConnections(t *testing.T) {
 	for _, serial := range []bool{false, true} {
 		f := startFake(t, serial, func(*dns.Msg, observe.Proto, int) fault { return fault{delay: time.Millisecond} })
@@ -95,7 +95,7 @@ func TestFewConnections(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		// On a busy machine it may be silent for long enough to be probed, over connections for nothing else.
+		// On a busy machine it may be silent for long enough to be probed, over separate connections.
 		eventually(t, "the probes have ended", func() bool { return g.stat(f, observe.TCP).InFlight == 0 })
 		probes := uint64(0)
 		for _, n := range g.stat(f, observe.TCP).Probes {
@@ -111,7 +111,7 @@ func TestFewConnections(t *testing.T) {
 	}
 }
 
-// TestStreamFaults: whatever the first answer is, the client gets a good one, from another connection.
+// TestStreamFaults checks that the client gets a good answer from another connection, whatever the first one was.
 func TestStreamFaults(t *testing.T) {
 	for name, tt := range map[string]struct {
 		first   fault
@@ -152,8 +152,8 @@ func TestStreamFaults(t *testing.T) {
 	}
 }
 
-// TestStaleConnection: the server closes connections between questions. The failure is recorded, costs
-// the client nothing, and does not put the server in doubt.
+// TestStaleConnection: the server closes connections between questions. The failure is recorded, costs the client
+// nothing, and does not put the server in doubt.
 func TestStaleConnection(t *testing.T) {
 	f := startFake(t, false, func(m *dns.Msg, _ observe.Proto, n int) fault {
 		return fault{hangUp: n%2 == 0} // the second question on each connection
@@ -239,7 +239,7 @@ func TestSlowServerPinsNoMemory(t *testing.T) {
 }
 
 func TestUnreadableUpstreamIsStuck(t *testing.T) {
-	// A server that accepts and does not read: the kernel's buffers take what we write, then no more.
+	// A server that accepts and does not read: the kernel's buffers fill up, then writes block.
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -311,7 +311,7 @@ func selfSigned(t *testing.T) (tls.Certificate, *x509.CertPool) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }
 
-// unusedAddr is an address on which nobody listens.
+// unusedAddr returns an address on which nothing listens.
 func unusedAddr(t *testing.T) netip.AddrPort {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -339,8 +339,8 @@ func TestFewAnswersAConnection(t *testing.T) {
 	}
 }
 
-// TestIdleConnectionsExpire: a connection that was idle for longer than Expire takes no question, and is closed,
-// although nothing else is due for a long time.
+// TestIdleConnectionsExpire checks that a connection that was idle for longer than Expire takes no question and is
+// closed, although nothing else is due for a long time.
 func TestIdleConnectionsExpire(t *testing.T) {
 	f := startFake(t, false, wellBehaved)
 	g := openGroup(t, GroupConfig{ForceTCP: true, Servers: []ServerConfig{{Addr: f.addr, Health: NewHealth(), Expire: time.Millisecond}}})
@@ -353,7 +353,7 @@ func TestIdleConnectionsExpire(t *testing.T) {
 	}
 }
 
-// TestProbesStayWithinLimit: what a probe opens above the limit is closed after it.
+// TestProbesStayWithinLimit checks that a connection that a probe opened above the limit is closed after it.
 func TestProbesStayWithinLimit(t *testing.T) {
 	f := startFake(t, false, wellBehaved)
 	g := openGroup(t, GroupConfig{ForceTCP: true, Servers: []ServerConfig{{Addr: f.addr, Health: NewHealth(), MaxConns: 1}}})

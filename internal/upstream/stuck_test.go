@@ -17,9 +17,8 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestStuckWrite: an upstream that accepts and never reads closes its window. The connection ends long
-// before the calls on it do, and who writes is not held up: neither the writer's goroutine nor those
-// that ask.
+// TestStuckWrite: an upstream that accepts and never reads closes its window. The connection ends long before the
+// calls on it do, and blocks neither the writer's goroutine nor the callers.
 func TestStuckWrite(t *testing.T) {
 	// Connections get the buffer of the socket that listens. Set later, the window is open already.
 	small := net.ListenConfig{Control: func(_, _ string, conn syscall.RawConn) error {
@@ -78,7 +77,7 @@ func TestStuckWrite(t *testing.T) {
 		now := time.Now()
 		path.submit(&call{path: path, q: q, wire: q.wire, results: results, attempt: 1, start: now, expire: now.Add(time.Minute)})
 	}
-	// The first ones go out together when the connection is open; the others are written by who asks.
+	// The first ones go out together when the connection is open; the callers write the others.
 	for i := range calls {
 		submit(i)
 		if i == calls/4 {

@@ -61,7 +61,7 @@ func TestForgetFlows(t *testing.T) {
 		"6 10.233.64.2:3002 169.254.25.10:9254",
 		"17 169.254.25.10:53 10.233.64.2:3003", // from it
 	}
-	others6 := []string{"17 [fd00:64::2]:3000 [fd00:25::10]:53"} // not among ours
+	others6 := []string{"17 [fd00:64::2]:3000 [fd00:25::10]:53"} // of another service
 	var want4, want6 []string
 	for family, others := range map[*[]string][]string{&want4: others4, &want6: others6} {
 		for _, o := range others {
@@ -99,7 +99,7 @@ func TestForgetFlows(t *testing.T) {
 	if len(flows) != sum {
 		t.Errorf("found %d, want %d", len(flows), sum)
 	}
-	// One has ended by itself, and another has come in its place: neither is an error, nor deleted.
+	// One entry has expired, and another one has its tuple: neither is an error, nor deleted.
 	if n, err := forgetFlows(ctx, flows[:1]); n != 1 || err != nil {
 		t.Fatalf("deleted %d: %v", n, err)
 	}

@@ -16,7 +16,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/nettest"
 )
 
-// happened waits for a sign that something changed, and takes in those that follow from the same act.
+// happened waits for a signal of a change, and consumes further ones of the same change.
 func happened(e *Events, wait time.Duration) bool {
 	select {
 	case <-e.Changed:
@@ -67,17 +67,17 @@ func TestLinkEvents(t *testing.T) {
 	}
 }
 
-// Where the kernel had to drop events, that itself is a sign, and later events arrive.
+// If the kernel had to drop events, that itself is a signal, and later events arrive.
 func TestLinkEventsLost(t *testing.T) {
 	nettest.NewNamespace(t)
 	var in atomic.Pointer[Interest]
-	in.Store(&Interest{Name: "none"}) // no event concerns us: any sign is one of loss
+	in.Store(&Interest{Name: "none"}) // no event concerns the link: any signal reports a loss
 	e, err := Watch(&in, 1)           // the kernel's least buffer
 	nettest.Must(t, err)
 	defer e.Stop()
 	br := nettest.AddLink(t, &netlink.Bridge{}, "br0")
-	// The reader is as fast as the kernel, so that it takes many events that come at once: those of a
-	// bridge's addresses when it goes.
+	// The reader is as fast as the kernel, so it needs many simultaneous events: those of a bridge's addresses when
+	// it is deleted.
 	lost := false
 	for try := 0; try < 20 && !lost; try++ {
 		for i := range 200 {
@@ -152,5 +152,5 @@ func FuzzConcerns(f *testing.F) {
 	f.Add(linkMessage(9, "nodelocaldns"))
 	f.Add([]byte("\x11\x00\x00\x00\x14\x0000000000000000")) // an address message without its struct
 	in := &Interest{Name: "nodelocaldns", Index: 7, Addrs: nettest.Both}
-	f.Fuzz(func(_ *testing.T, b []byte) { concerns(b, in) }) // it has to end and not to panic
+	f.Fuzz(func(_ *testing.T, b []byte) { concerns(b, in) }) // it must end and not panic
 }

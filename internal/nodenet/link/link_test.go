@@ -15,7 +15,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/status"
 )
 
-// connectPod gives the namespace of the test a pod on a veth, with routes as CNI plugins make them.
+// connectPod connects the namespace of the test to a pod by a veth, with routes as CNI plugins make them.
 func connectPod(t *testing.T) *nettest.Namespace {
 	t.Helper()
 	pod := nettest.NewPod(t)
@@ -134,7 +134,7 @@ func TestLinkNextKind(t *testing.T) {
 	}
 }
 
-// An existing link is used as it is, and what others have on it is neither changed nor deleted.
+// An existing link is used as it is, and addresses of others on it are neither changed nor deleted.
 func TestLinkTakeover(t *testing.T) {
 	nettest.NewNamespace(t)
 	br := nettest.AddLink(t, &netlink.Bridge{}, "br-dns", "10.1.0.1/24", "10.9.9.9/32")
@@ -151,7 +151,7 @@ func TestLinkTakeover(t *testing.T) {
 	nettest.Echo(t, nettest.Local4)
 	nettest.Echo(t, nettest.Local6)
 
-	// The address of an earlier Spec is surplus where this process put it there.
+	// The address of an earlier Spec is surplus if this process added it.
 	s, err = l.Read([]netip.Addr{nettest.Local4}, nettest.Both)
 	if nettest.Must(t, err); !slices.Equal(s.Surplus, []netip.Addr{nettest.Local6}) {
 		t.Errorf("surplus %v", s.Surplus)
@@ -167,7 +167,7 @@ func TestLinkTakeover(t *testing.T) {
 	}
 }
 
-// On a link with our mark, whoever made it, every host address is ours.
+// On a link with localcache's alias, whoever created it, every host address belongs to localcache.
 func TestLinkSurplus(t *testing.T) {
 	nettest.NewNamespace(t)
 	l := New("nodelocaldns", nettest.NewLog(t))
@@ -249,7 +249,7 @@ func TestLinkForeign(t *testing.T) {
 	nettest.Must(t, New("kube-ipvs0", nettest.NewLog(t)).CheckForeign([]netip.Addr{nettest.Local4}))
 }
 
-// An IPv6 address on which duplicate address detection failed can never be bound; it is put anew.
+// An IPv6 address on which duplicate address detection failed can never be bound; it is added again.
 func TestLinkBrokenAddress(t *testing.T) {
 	nettest.NewNamespace(t)
 	br := nettest.AddLink(t, &netlink.Bridge{}, "nodelocaldns")
@@ -280,7 +280,7 @@ func TestLinkIPv6Off(t *testing.T) {
 	}
 }
 
-// Without NET_ADMIN the error says so; a link that is as it should be needs none.
+// Without NET_ADMIN the error says so; a link in the right state needs none.
 func TestLinkUnprivileged(t *testing.T) {
 	nettest.NewNamespace(t)
 	l := New("nodelocaldns", nettest.NewLog(t))

@@ -66,8 +66,8 @@ func FuzzNFTRule(f *testing.F) {
 	})
 }
 
-// TestNFTRulesDiffer has no two rules of a plan look the same when they are read back, and the
-// attributes that the library adds without need make no difference.
+// TestNFTRulesDiffer checks that no two rules of a plan look the same when they are read back, and that needless
+// attributes of the library make no difference.
 func TestNFTRulesDiffer(t *testing.T) {
 	seen := make(map[nftables.RuleText]rule.Rule)
 	for _, o := range []nodenet.PlanOptions{{}, {NoSocketMatch: true}} {

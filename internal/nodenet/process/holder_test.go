@@ -14,7 +14,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// The process that holds the port is a child, because a process is never in its own way.
+// The process that holds the port is a child, because a process is never its own obstacle.
 func TestHoldersNamesTheOtherProcess(t *testing.T) {
 	if os.Getenv("LOCALCACHE_TEST_HOLD") != "" {
 		conn, err := net.ListenPacket("udp", "127.0.0.1:0")

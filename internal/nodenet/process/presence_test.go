@@ -32,7 +32,7 @@ const unixTable = `Num       RefCount Protocol Flags    Type St Inode Path
 func TestParseUnixTable(t *testing.T) {
 	long := "0: 2 0 0 1 01 1013 /" + strings.Repeat("x", 10_000) + "\n" +
 		"0: 2 0 0 1 01 1014 @localcache/nodelocaldns/present/0000000000000101/10\n"
-	// What follows in a line that is longer than a buffer is not a line, whatever it looks like.
+	// The rest of a line that is longer than the buffer is not a line of its own, whatever it looks like.
 	long += "0: 2 0 0 1 01 1015 /" + strings.Repeat("x", 4096-20) +
 		"0: 2 0 0 1 01 1016 @localcache/nodelocaldns/present/0000000000000101/11\n"
 	r, err := parseUnixTable(strings.NewReader(unixTable+long), "nodelocaldns")
@@ -66,7 +66,7 @@ func FuzzParseUnixTable(f *testing.F) {
 	})
 }
 
-// rolesOf lists what others say, for comparison.
+// rolesOf returns the roles of the other processes, for comparison.
 func rolesOf(t *testing.T, p *Presence) []PeerRole {
 	t.Helper()
 	peers, err := p.Others()

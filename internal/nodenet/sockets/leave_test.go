@@ -14,8 +14,8 @@ import (
 	"localcache.dev/localcache/internal/nodenet/nettest"
 )
 
-// TestLeaveUDP has a socket leave with a query in its queue: that one is still answered, and the next goes
-// past it, to nobody at first and then to the socket of another.
+// TestLeaveUDP makes a socket leave with a query in its queue: that query is still answered, and the next one passes
+// it, at first to no socket and then to that of another process.
 func TestLeaveUDP(t *testing.T) {
 	for _, local := range []string{"127.0.0.1", "::1", "0.0.0.0", "::"} {
 		t.Run(local, func(t *testing.T) {
@@ -107,7 +107,7 @@ func send(t *testing.T, c net.Conn, text string) {
 	}
 }
 
-// answer reads one query and answers it, as a DNS server does: to the address that it came from.
+// answer reads one query and answers it like a DNS server: to the address that it came from.
 func answer(t *testing.T, conn *net.UDPConn, want string) {
 	t.Helper()
 	buf := make([]byte, 64)
@@ -129,8 +129,8 @@ func receive(t *testing.T, c net.Conn, want string) {
 	}
 }
 
-// TestLeaveTCP has a listener leave while a connection waits to be accepted and another one's query is
-// unread: both are still answered, and what comes later goes to the listener of another.
+// TestLeaveTCP makes a listener leave while a connection waits to be accepted and another one's query is unread: both
+// are still answered, and later ones go to the listener of another process.
 func TestLeaveTCP(t *testing.T) {
 	for _, local := range []string{"127.0.0.1", "::1", "0.0.0.0"} {
 		t.Run(local, func(t *testing.T) {
