@@ -1,14 +1,14 @@
 // Package api serves the statistics of internal/observe as a read-only HTTP API, and reads it as a client.
 //
-// GET /api/v1/summary                    the node's traffic as a whole
-// GET /api/v1/upstreams                  each pair of upstream and transport
-// GET /api/v1/pods                       each client
-// GET /api/v1/pods/{namespace}/{name}    one client, by pod or by /pods/{ip}
-// GET /api/v1/top                        names
-// GET /api/v1/queries                    slow and failed queries, the newest first
-// GET /api/v1/events                     failures of upstreams, the newest first
-// GET /statusz                           the program and its state
-// GET /openapi.json                      all of this, for machines
+//	GET /api/v1/summary                    the node's traffic as a whole
+//	GET /api/v1/upstreams                  each pair of upstream and transport
+//	GET /api/v1/pods                       each client
+//	GET /api/v1/pods/{namespace}/{name}    one client, by pod or by /pods/{ip}
+//	GET /api/v1/top                        names
+//	GET /api/v1/queries                    slow and failed queries, the newest first
+//	GET /api/v1/events                     failures of upstreams, the newest first
+//	GET /statusz                           the program and its state
+//	GET /openapi.json                      all of this, for machines
 //
 // Every answer is an envelope with apiVersion, kind, metadata and items. Lists have a total order. The continue token
 // of a page names its last item and not a position: items ordered by a count may move between two pages. Durations

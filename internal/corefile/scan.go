@@ -20,12 +20,12 @@ var byteOrderMark = []byte("\ufeff")
 // scan splits src into tokens exactly as caddy's lexer does (github.com/coredns/caddy, caddyfile/lexer.go), oddities
 // included, because a token seen differently here would be a missed placeholder or a changed comment:
 //
-// - White space, by Unicode's definition, separates tokens, but a carriage return is dropped.
-// - A quote begins a quoted token only where a token may begin, and the closing quote ends the token without white
-// space. Within it, \" is a quote and any other backslash is literal.
-// - A # begins a comment up to the end of the line. Within a token it only ends the token, up to the next white
-// space.
-// - A quote that is never closed ends with the file. unclosed is the line where it begins, else 0.
+//   - White space, by Unicode's definition, separates tokens, but a carriage return is dropped.
+//   - A quote begins a quoted token only where a token may begin, and the closing quote ends the token without white
+//     space. Within it, \" is a quote and any other backslash is literal.
+//   - A # begins a comment up to the end of the line. Within a token it only ends the token, up to the next white
+//     space.
+//   - A quote that is never closed ends with the file. unclosed is the line where it begins, else 0.
 func scan(src []byte) (tokens []token, unclosed int) {
 	i, line := 0, 1
 	if bytes.HasPrefix(src, byteOrderMark) {

@@ -4,12 +4,12 @@
 // The result is a pure function of the bytes read and of the flags (render); reading and writing surround it: Source
 // reads, renders, writes the result if there is a template, and remembers the last good result. The rules:
 //
-// - A start with anything unclear fails, and reports everything that is unclear at once.
-// - A bad edit never harms a running server: the last good content stays in force, and the problem is reported once.
-// - Lines keep their numbers from template to result, so that CoreDNS's messages point at the line that the user
-// wrote.
-// - Files appear complete: they are written beside their place and renamed, and read again if a ConfigMap volume
-// switched its ..data link in between.
+//   - A start with anything unclear fails, and reports everything that is unclear at once.
+//   - A bad edit never harms a running server: the last good content stays in force, and the problem is reported once.
+//   - Lines keep their numbers from template to result, so that CoreDNS's messages point at the line that the user
+//     wrote.
+//   - Files appear complete: they are written beside their place and renamed, and read again if a ConfigMap volume
+//     switched its ..data link in between.
 //
 // The package knows only as much of the Corefile as it needs (tokens, server blocks, one option of forward) and
 // mirrors caddy's lexer, which CoreDNS uses. It does not read imported files: placeholders in them stay.

@@ -13,10 +13,10 @@
 // binary 8.7 MB larger, its clientset 25 MB. This package adds 0.3 MB, and about 2 MB of resident memory while it
 // watches; 3 MB with 110 pods and 5 MB with 250, of 12 KB each on the wire.
 //
-// - Client sends requests: it reads the pod's token and certificate authority again for each, because both are
-// rotated, and bounds time and bytes.
-// - reflector keeps a map of small records equal to the server's objects: one goroutine, no locks.
-// - EndpointWatch and PodWatch turn objects into those records and return a snapshot to any goroutine.
+//   - Client sends requests: it reads the pod's token and certificate authority again for each, because both are
+//     rotated, and bounds time and bytes.
+//   - reflector keeps a map of small records equal to the server's objects: one goroutine, no locks.
+//   - EndpointWatch and PodWatch turn objects into those records and return a snapshot to any goroutine.
 package kube
 
 // Logger is the part of a CoreDNS plugin logger that this package writes to.

@@ -34,11 +34,11 @@ type KeeperConfig struct {
 // Keeper brings the node's network into the state that a Spec describes and keeps it so while the process lives. Its
 // calls follow the life of the DNS server's sockets:
 //
-// Prepare   before they open: creates the addresses that they bind to
-// Commit    when they are open: puts the rules in place
-// Run       maintains link and rules in the background
-// Drain     before they close: sends new queries to the fallback
-// Close     when they are closed
+//	Prepare   before they open: creates the addresses that they bind to
+//	Commit    when they are open: puts the rules in place
+//	Run       maintains link and rules in the background
+//	Drain     before they close: sends new queries to the fallback
+//	Close     when they are closed
 //
 // A reload is another Prepare and Commit, or Rollback if it fails. Each step takes the other localcache processes of
 // the node into account; see package process.

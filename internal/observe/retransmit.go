@@ -2,21 +2,21 @@ package observe
 
 // How stub resolvers ask again, in milliseconds after the previous question:
 //
-// - glibc (2.36, measured): after 5 s both A and AAAA, from the same port with the same ID; after another 5 s again,
-// with the same ID from new ports.
-// - Go (measured): after 5 s, from a new port with a new ID, only the type without an answer; two attempts in total.
-// - musl (1.2.3, measured): after 2.5 s, from the same port with the same ID, only the type without an answer.
-// - All of them ask again after an answer that is a failure: glibc and Go at once, musl at once and after 2.5 s
-// (src/network/res_msend.c). This is not a retransmit: nothing was lost.
+//   - glibc (2.36, measured): after 5 s both A and AAAA, from the same port with the same ID; after another 5 s again,
+//     with the same ID from new ports.
+//   - Go (measured): after 5 s, from a new port with a new ID, only the type without an answer; two attempts in total.
+//   - musl (1.2.3, measured): after 2.5 s, from the same port with the same ID, only the type without an answer.
+//   - All of them ask again after an answer that is a failure: glibc and Go at once, musl at once and after 2.5 s
+//     (src/network/res_msend.c). This is not a retransmit: nothing was lost.
 //
 // The same question from the same port with the same ID is no coincidence. The same question from a new port with a
 // new ID, 5 s later, is typical of Go, but also of a program that polls a name every 5 s. They are told apart as
 // follows:
 //
-// - The first question has no answer, or got it after the 5 s were over: a polling program would have waited.
-// - It was half of a pair, and the other half is not asked again: a polling program asks for both again.
-// - Else by the next question. A polling program asks a third time; Go does not, because it has its answer or has
-// given up after two attempts. A polling program also asked 5 s before. The rest is only suspected.
+//   - The first question has no answer, or got it after the 5 s were over: a polling program would have waited.
+//   - It was half of a pair, and the other half is not asked again: a polling program asks for both again.
+//   - Else by the next question. A polling program asks a third time; Go does not, because it has its answer or has
+//     given up after two attempts. A polling program also asked 5 s before. The rest is only suspected.
 const (
 	retry     = 5000
 	muslRetry = 2500

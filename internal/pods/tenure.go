@@ -11,12 +11,12 @@ import (
 // server and the API server to this process, and even later while the API server is away. Times are those of this
 // node's clock, which the kubelet also uses for the start of a pod. The rules:
 //
-// - When a pod is gone, or has ended, its time with the address ends at that moment. Queries from the address then
-// belong to no known pod, most likely to a new one.
-// - A pod that gets an unused address has had it since the node accepted the pod: queries since then are its own. But
-// never before the end of the previous pod, and a pod that changes its address has the new one only from now on.
-// - If an address moves from one pod to another in one step, an event was missed. The new pod has it from now on; its
-// earlier queries are not attributed to it.
+//   - When a pod is gone, or has ended, its time with the address ends at that moment. Queries from the address then
+//     belong to no known pod, most likely to a new one.
+//   - A pod that gets an unused address has had it since the node accepted the pod: queries since then are its own. But
+//     never before the end of the previous pod, and a pod that changes its address has the new one only from now on.
+//   - If an address moves from one pod to another in one step, an event was missed. The new pod has it from now on; its
+//     earlier queries are not attributed to it.
 //
 // Until the end of a pod is known here, queries from its address count as its own. Queries after the node accepted
 // the next pod are attributed to neither once that pod is known.

@@ -1,14 +1,14 @@
 // Package diag implements the Corefile directive diag, which records who asked what and how each query ended.
 //
-// diag {
-// listen ADDRESS...
-// access token FILE | kubernetes | open
-// slow DURATION
-// clients NUMBER
-// redact none|names|clients
-// pods auto|off
-// metrics pods [MAX]
-// }
+//	diag {
+//	    listen ADDRESS...
+//	    access token FILE | kubernetes | open
+//	    slow DURATION
+//	    clients NUMBER
+//	    redact none|names|clients
+//	    pods auto|off
+//	    metrics pods [MAX]
+//	}
 //
 // It does two things. In each block that has it, the outermost handler of the chain records every query and its end
 // (handler.go): it sees everything after it, cache and forward included, as the client does. And once for the

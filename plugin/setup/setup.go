@@ -1,14 +1,14 @@
 // Package setup implements the Corefile directive setup for the node's network: the interface and the addresses that
 // pods query, the rules that keep those queries out of connection tracking, and the fallback.
 //
-// setup {
-// interface NAME
-// address IP...
-// notrack auto|iptables|nftables|off
-// fallback none|[NAMESPACE/SERVICE] [IP[:PORT]...]
-// check DURATION
-// on_exit keep|remove
-// }
+//	setup {
+//	    interface NAME
+//	    address IP...
+//	    notrack auto|iptables|nftables|off
+//	    fallback none|[NAMESPACE/SERVICE] [IP[:PORT]...]
+//	    check DURATION
+//	    on_exit keep|remove
+//	}
 //
 // It may occur once in the Corefile, in any block, and every property has a default. A start with -localip needs no
 // directive. A fallback to a Service means its endpoints, as the API server names them while the process runs; plain

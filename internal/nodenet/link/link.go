@@ -39,12 +39,12 @@ func New(name string, log rule.Logger) *Link {
 // and an IPv6 address, for the node itself and through a pod's veth (a test tries every kind that its kernel has):
 // the kernel delivers to a local address whatever the state of the link. The order is that of their side effects:
 //
-// - dummy drops what is sent to it, has no neighbours and is what people expect to find;
-// - ifb is equivalent here (NOARP, drops what was not redirected to it), but loading its module creates two more
-// links, ifb0 and ifb1;
-// - bridge exists on nearly every node that runs containers. Without a port it has no carrier on most kernels, shows
-// as DOWN, and attracts network daemons;
-// - veth exists on every node with pods, but needs a second link that has to be explained.
+//   - dummy drops what is sent to it, has no neighbours and is what people expect to find;
+//   - ifb is equivalent here (NOARP, drops what was not redirected to it), but loading its module creates two more
+//     links, ifb0 and ifb1;
+//   - bridge exists on nearly every node that runs containers. Without a port it has no carrier on most kernels, shows
+//     as DOWN, and attracts network daemons;
+//   - veth exists on every node with pods, but needs a second link that has to be explained.
 //
 // Not used: macvlan and vlan need a parent link and end with it; vxlan and similar kinds open ports; tun needs
 // /dev/net/tun; lo is shared by everything.

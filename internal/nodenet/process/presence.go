@@ -26,9 +26,9 @@ import (
 // which belong to the shared network namespace and vanish with the process, however it ends. Nothing connects to
 // these sockets; the name in /proc/net/unix carries the information:
 //
-// @localcache/OWNER/present/START/PID   the process uses the owner's interface and rules
-// @localcache/OWNER/keeper/START/PID    its sockets are open: it can maintain the rules
-// @localcache/OWNER/lock                held during a change that depends on the other processes
+//	@localcache/OWNER/present/START/PID   the process uses the owner's interface and rules
+//	@localcache/OWNER/keeper/START/PID    its sockets are open: it can maintain the rules
+//	@localcache/OWNER/lock                held during a change that depends on the other processes
 //
 // START is the CLOCK_BOOTTIME in nanoseconds at which the name was taken, in 16 hexadecimal digits, and PID the
 // process's number in its own PID namespace. The newest keeper maintains the rules: two processes would undo each
