@@ -39,8 +39,8 @@ func TestHurriedExit(t *testing.T) {
 	}
 }
 
-// TestPidfileOfTheNext: the file belongs to the process that wrote it last.
-func TestPidfileOfTheNext(t *testing.T) {
+// TestPidfileOfNextProcess: the file belongs to the process that wrote it last.
+func TestPidfileOfNextProcess(t *testing.T) {
 	t.Parallel()
 	l := lab.Start(t, lab.Config{Pods: 1})
 	pidfile := filepath.Join(t.TempDir(), "pid")

@@ -137,9 +137,9 @@ func (l *life) known(shown, asked string) bool {
 	return l.seen[asked] && !slices.Contains(l.told, shown)
 }
 
-// TestNobodyInherits checks that no query of one pod is ever shown as another one's, and that none is lost, for
+// TestPodsInheritNoStatistics checks that no query of one pod is ever shown as another one's, and that none is lost, for
 // random histories of pods, addresses and news about them.
-func TestNobodyInherits(t *testing.T) {
+func TestPodsInheritNoStatistics(t *testing.T) {
 	shown, hidden := 0, 0
 	for seed := range uint64(15) {
 		l := &life{

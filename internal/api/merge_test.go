@@ -15,8 +15,8 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestMergeIsTheWhole checks that the merged answers of the nodes equal the answer of one server that saw everything.
-func TestMergeIsTheWhole(t *testing.T) {
+// TestMergeEqualsOneServer checks that the merged answers of the nodes equal the answer of one server that saw everything.
+func TestMergeEqualsOneServer(t *testing.T) {
 	for seed := range uint64(3) {
 		f := newFleet(t, seed, 1+2*int(seed))
 		whole := func(target string, v any) { get(t, f.whole.server, target, 200, v) }

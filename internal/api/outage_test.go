@@ -9,8 +9,8 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestOutageIsTold checks the reported start of an outage, from clients' failures and the first and latest probe.
-func TestOutageIsTold(t *testing.T) {
+// TestOutageStart checks the reported start of an outage, from clients' failures and the first and latest probe.
+func TestOutageStart(t *testing.T) {
 	s := newScene(t)
 	sink := s.u.Sink("192.0.2.53:53", observe.UDP)
 	from := s.now.Add(-10 * time.Minute)

@@ -19,8 +19,8 @@ func steers(s string) bool {
 	return !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\n' || r >= 0x7f && r < 0xa0 })
 }
 
-// TestDocumentsCannotSteer checks documents for machines, because people look at them too.
-func TestDocumentsCannotSteer(t *testing.T) {
+// TestDocumentsCannotControlTerminal checks documents for machines, because people look at them too.
+func TestDocumentsCannotControlTerminal(t *testing.T) {
 	document := strings.Replace(hostile, "\x1f", "", 1) // that one is no JSON
 	for _, output := range []string{"json", "yaml"} {
 		var b bytes.Buffer

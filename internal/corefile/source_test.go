@@ -163,7 +163,7 @@ func TestCorefileIsExpandedInMemory(t *testing.T) {
 }
 
 // The caller may change the result of Load, also if nothing was expanded and if it is the last good content again.
-func TestContentIsTheCallers(t *testing.T) {
+func TestLoadReturnsCopy(t *testing.T) {
 	r := newRoom(t)
 	r.opt.Conf = Stdin
 	r.opt.Stdin = strings.NewReader("errors\n")
@@ -182,7 +182,7 @@ func TestContentIsTheCallers(t *testing.T) {
 	}
 }
 
-func TestWhereTheCorefileIs(t *testing.T) {
+func TestCorefileLocation(t *testing.T) {
 	r := newRoom(t)
 	t.Chdir(r.dir)
 	base, conf, old := r.path("base"), r.path("conf"), r.path("old")
@@ -486,7 +486,7 @@ func TestWatch(t *testing.T) {
 	}
 }
 
-func TestNoChangeIsNoNews(t *testing.T) {
+func TestUnchangedPodsSignalNothing(t *testing.T) {
 	r := newRoom(t)
 	r.opt.Conf = r.write("Corefile", "one\n")
 	s := r.source()

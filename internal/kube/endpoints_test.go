@@ -106,7 +106,7 @@ func TestDNSPorts(t *testing.T) {
 }
 
 // Of many endpoints each node uses a few, all nodes together use all, and the loss of one changes one.
-func TestFew(t *testing.T) {
+func TestFewEndpoints(t *testing.T) {
 	var all []netip.AddrPort
 	for i := range 300 {
 		all = append(all, netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}), 53))

@@ -20,10 +20,10 @@ import (
 // envVictim makes TestVictim build a lab, report, and wait to be killed.
 const envVictim = "LOCALCACHE_LAB_TEST_VICTIM"
 
-// TestVictim is not a test but the process that TestNothingIsLeft starts and kills.
+// TestVictim is not a test but the process that TestLabLeavesNothing starts and kills.
 func TestVictim(t *testing.T) {
 	if os.Getenv(envVictim) == "" {
-		t.Skip("started by TestNothingIsLeft only")
+		t.Skip("started by TestLabLeavesNothing only")
 	}
 	l := Start(t, Config{})
 	p, err := l.Pods[0].Start(exec.Command("/proc/self/exe", "-test.run=^TestSleeper$"))
@@ -48,7 +48,7 @@ func TestSleeper(t *testing.T) {
 
 // After Close and after SIGKILL of the outer or inner process no process of the lab is left, and
 // neither is a link, a mount or a file.
-func TestNothingIsLeft(t *testing.T) {
+func TestLabLeavesNothing(t *testing.T) {
 	Start(t, Config{}) // skips where there is no lab
 	for _, how := range []string{"close", "kill outer", "kill inner"} {
 		t.Run(how, func(t *testing.T) {
@@ -117,7 +117,7 @@ func TestNothingIsLeft(t *testing.T) {
 }
 
 // A process that started in a lab's host and a process that only inherited the variable are outside.
-func TestTheWorldIsNotInherited(t *testing.T) {
+func TestChildDoesNotInheritWorld(t *testing.T) {
 	l := Start(t, Config{})
 	if !insideWorld() {
 		t.Fatal("this test runs outside")

@@ -44,7 +44,7 @@ func TestBusyGrowth(t *testing.T) {
 	}
 }
 
-func TestWaitingMost(t *testing.T) {
+func TestMaxWaiting(t *testing.T) {
 	const mib = 1 << 20
 	for limit, want := range map[int64]int{
 		math.MaxInt64: 0, 1 << 40: 8192, 200 * mib: 8192, 96 * mib: 4096, 8 * mib: 512, 0: 512, -1: 512,

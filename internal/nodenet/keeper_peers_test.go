@@ -29,7 +29,7 @@ func checkNow(t *testing.T, p *testProcess) {
 }
 
 // The second of two processes comes, fails or serves, and goes: the first one's state stays, whatever on_exit says.
-func TestKeeperSecondGoes(t *testing.T) {
+func TestKeeperSecondOfTwoEnds(t *testing.T) {
 	for _, serves := range []bool{false, true} {
 		n := nettest.NewNamespace(t)
 		m := newMemory()
@@ -70,7 +70,7 @@ func TestKeeperSecondGoes(t *testing.T) {
 }
 
 // The first of two goes, as in an upgrade by surge: what the second one needs stays.
-func TestKeeperFirstGoes(t *testing.T) {
+func TestKeeperFirstOfTwoEnds(t *testing.T) {
 	n := nettest.NewNamespace(t)
 	m := newMemory()
 	ctx := context.Background()

@@ -88,9 +88,9 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// TestLeftoversOfOtherFrontEnd has a node-cache that is still alive add its rules through the variant that
+// TestLeftoversOfOtherBackend has a node-cache that is still alive add its rules through the variant that
 // is not in use, after Apply: Check sees them and touches nothing, and the next Apply removes them.
-func TestLeftoversOfOtherFrontEnd(t *testing.T) {
+func TestLeftoversOfOtherBackend(t *testing.T) {
 	for _, c := range []struct{ backend, other string }{
 		{rule.IPTablesNFT, "legacy"}, {rule.NFTables, "legacy"}, {rule.NFTables, "nft"}, {rule.IPTablesLegacy, "nft"},
 	} {
@@ -147,7 +147,7 @@ func TestLeftoversWithoutPrograms(t *testing.T) {
 }
 
 // An image without programs cannot read iptables-legacy, and a teardown says so if there may be something.
-func TestTeardownTellsOfUnseenLegacyTables(t *testing.T) {
+func TestTeardownReportsUnseenLegacyTables(t *testing.T) {
 	nettest.NewNamespace(t)
 	nodeCacheRules(t, "iptables-legacy", "169.254.25.10")
 	t.Setenv("PATH", t.TempDir())

@@ -256,8 +256,8 @@ func TestDecodeAllocates(t *testing.T) {
 	}
 }
 
-// TestDecodeReadsTheUsual: the usual answers do not need the library.
-func TestDecodeReadsTheUsual(t *testing.T) {
+// TestDecodeCommonAnswers: the usual answers do not need the library.
+func TestDecodeCommonAnswers(t *testing.T) {
 	query := ask("Www.Example.")
 	q, err := newQuestion(query)
 	if err != nil {

@@ -9,9 +9,9 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestOwnLatenessOpensNothing checks that a late question whose answer has arrived unread opens no connection,
+// TestOwnLatenessOpensNoConnection checks that a late question whose answer has arrived unread opens no connection,
 // because this process is late; without an answer it does.
-func TestOwnLatenessOpensNothing(t *testing.T) {
+func TestOwnLatenessOpensNoConnection(t *testing.T) {
 	f := startFake(t, false, wellBehaved)
 	g := openGroup(t, GroupConfig{ForceTCP: true}, f)
 	g.mustAnswer(t, "warm.example.", observe.TCP)

@@ -12,8 +12,8 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestReloadKeepsWhatIsWarm: a server that stays keeps its connections, its estimate and its health.
-func TestReloadKeepsWhatIsWarm(t *testing.T) {
+// TestReloadKeepsConnections: a server that stays keeps its connections, its estimate and its health.
+func TestReloadKeepsConnections(t *testing.T) {
 	f, gone := startFake(t, false, wellBehaved), startFake(t, false, wellBehaved)
 	old := openGroup(t, GroupConfig{ForceTCP: true, Policy: Sequential}, f, gone)
 	old.mustAnswer(t, "one.example.", observe.TCP)
