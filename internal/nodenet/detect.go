@@ -16,16 +16,16 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// DetectFirewall returns the backend for a choice, and a sentence that says why it was chosen. With ChoiceAuto it is
+// DetectBackend returns the backend for a choice, and a sentence that says why it was chosen. With ChoiceAuto it is
 // the backend of the node's own rules, in this order: a table of kube-proxy in nftables; chains of kubelet or
 // kube-proxy in a variant of iptables; the variant that has more rules; nftables. ctx bounds the programs that it
 // runs, but no later call of the backend's methods.
 //
 // Errors: the chosen backend cannot be used, with what is missing; no backend can be used, with a reason for each;
 // NET_ADMIN is missing; ErrLocked (wrapped), if the rules could not be read.
-func DetectFirewall(ctx context.Context, choice Choice, owner string, log rule.Logger) (fw rule.Backend, why string, err error) {
+func DetectBackend(ctx context.Context, choice Choice, owner string, log rule.Logger) (fw rule.Backend, why string, err error) {
 	if choice == ChoiceOff {
-		return offFirewall{}, "notrack off asks for none", nil
+		return noBackend{}, "notrack off asks for none", nil
 	}
 	if err := checkNetAdmin(); err != nil {
 		return nil, "", fmt.Errorf("notrack %s: %w", choice, err)
@@ -45,9 +45,9 @@ func DetectFirewall(ctx context.Context, choice Choice, owner string, log rule.L
 	return fw, why, nil
 }
 
-// AllFirewalls returns every backend that this node can use. It serves to remove an owner's rules from all of them:
+// AllBackends returns every backend that this node can use. It serves to remove an owner's rules from all of them:
 // at the end, and after the backend changed.
-func AllFirewalls(ctx context.Context, owner string) []rule.Backend {
+func AllBackends(ctx context.Context, owner string) []rule.Backend {
 	var all []rule.Backend
 	found := iptables.Find(ctx)
 	for _, t := range found {
@@ -95,7 +95,7 @@ func checkNetAdmin() error {
 	return nil
 }
 
-// detection holds the inputs of one DetectFirewall call.
+// detection holds the inputs of one DetectBackend call.
 type detection struct {
 	owner string
 	log   rule.Logger
@@ -230,14 +230,14 @@ func choose(usable []iptables.Usage) (u iptables.Usage, why string, ok bool) {
 	return u, strings.Join(counts, ", "), u.Rules > 0
 }
 
-// offFirewall is the Firewall of notrack off: nothing is wanted of it and it has nothing.
-type offFirewall struct{}
+// noBackend is the Firewall of notrack off: nothing is wanted of it and it has nothing.
+type noBackend struct{}
 
-func (offFirewall) Name() string                                                  { return string(ChoiceOff) }
-func (offFirewall) SocketMatch(context.Context, []netip.Addr) error               { return nil }
-func (offFirewall) Apply(context.Context, []rule.Rule) error                      { return nil }
-func (offFirewall) Check(context.Context, []rule.Rule) ([]string, error)          { return nil, nil }
-func (offFirewall) Remove(context.Context) ([]string, error)                      { return nil, nil }
-func (offFirewall) Fallback(context.Context, rule.Rule) ([]netip.AddrPort, error) { return nil, nil }
+func (noBackend) Name() string                                                  { return string(ChoiceOff) }
+func (noBackend) SocketMatch(context.Context, []netip.Addr) error               { return nil }
+func (noBackend) Apply(context.Context, []rule.Rule) error                      { return nil }
+func (noBackend) Check(context.Context, []rule.Rule) ([]string, error)          { return nil, nil }
+func (noBackend) Remove(context.Context) ([]string, error)                      { return nil, nil }
+func (noBackend) Fallback(context.Context, rule.Rule) ([]netip.AddrPort, error) { return nil, nil }
 
-func (offFirewall) RemoveNodeCache(context.Context) ([]string, error) { return nil, nil }
+func (noBackend) RemoveNodeCache(context.Context) ([]string, error) { return nil, nil }

@@ -36,7 +36,7 @@ func onlyPrograms(t *testing.T, programs ...string) {
 	t.Setenv("PATH", dir)
 }
 
-func TestDetectFirewall(t *testing.T) {
+func TestDetectBackend(t *testing.T) {
 	for _, test := range []struct {
 		name     string
 		setup    string // commands
@@ -70,7 +70,7 @@ func TestDetectFirewall(t *testing.T) {
 			nettest.Need(t, append([]string{"nft"}, nettest.IPTables...)...)
 			nettest.Run(t, test.setup)
 			onlyPrograms(t, test.programs...)
-			fw, why, err := DetectFirewall(nettest.Context(t), test.choice, "lc0", nettest.NewLog(t))
+			fw, why, err := DetectBackend(nettest.Context(t), test.choice, "lc0", nettest.NewLog(t))
 			if test.err != "" {
 				if err == nil || !strings.Contains(err.Error(), test.err) {
 					t.Errorf("got %v, want %q", err, test.err)
@@ -98,7 +98,7 @@ func TestHungProgramAtDetection(t *testing.T) {
 	nettest.NewNamespace(t)
 	nettest.HangPrograms(t)
 	nettest.Within(t, "the choice", 40*time.Second, func() {
-		fw, why, err := DetectFirewall(nettest.Context(t), ChoiceAuto, "lc0", nettest.NewLog(t))
+		fw, why, err := DetectBackend(nettest.Context(t), ChoiceAuto, "lc0", nettest.NewLog(t))
 		if err != nil || fw.Name() != rule.NFTables || !strings.Contains(why, "no rules") && !strings.Contains(why, "cannot be used") {
 			t.Errorf("%v, %q, %v", fw, why, err)
 		}
@@ -118,12 +118,12 @@ func TestDetectWithoutPermission(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []Choice{ChoiceAuto, ChoiceIPTables, ChoiceNFTables} {
-		_, _, err := DetectFirewall(nettest.Context(t), c, "lc0", nettest.NewLog(t))
+		_, _, err := DetectBackend(nettest.Context(t), c, "lc0", nettest.NewLog(t))
 		if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "NET_ADMIN") {
 			t.Errorf("%s: %v", c, err)
 		}
 	}
-	if fw, _, err := DetectFirewall(nettest.Context(t), ChoiceOff, "lc0", nettest.NewLog(t)); err != nil || fw.Apply(nettest.Context(t), nil) != nil {
+	if fw, _, err := DetectBackend(nettest.Context(t), ChoiceOff, "lc0", nettest.NewLog(t)); err != nil || fw.Apply(nettest.Context(t), nil) != nil {
 		t.Errorf("off: %v", err)
 	}
 	// The kernel's own answer, where the capability is there but not for this namespace.
@@ -151,12 +151,12 @@ func TestDetectLocked(t *testing.T) {
 	}
 }
 
-// TestAllFirewalls moves an owner's rules from each backend to each other.
-func TestAllFirewalls(t *testing.T) {
+// TestAllBackends moves an owner's rules from each backend to each other.
+func TestAllBackends(t *testing.T) {
 	nettest.NewNamespace(t)
 	nettest.ForeignRules(t)
 	before := nettest.Ruleset(t)
-	all := AllFirewalls(nettest.Context(t), "lc0")
+	all := AllBackends(nettest.Context(t), "lc0")
 	var names []string
 	for _, fw := range all {
 		names = append(names, fw.Name())

@@ -22,9 +22,9 @@ import (
 type KeeperConfig struct {
 	Log rule.Logger
 
-	// Detect chooses the backend; nil is DetectFirewall.
+	// Detect chooses the backend; nil is DetectBackend.
 	Detect func(ctx context.Context, choice Choice, owner string, log rule.Logger) (fw rule.Backend, why string, err error)
-	// All returns every usable backend, to find rules that an earlier choice of backend left; nil means AllFirewalls.
+	// All returns every usable backend, to find rules that an earlier choice of backend left; nil means AllBackends.
 	All func(ctx context.Context, owner string) []rule.Backend
 	// Go starts a goroutine of Run; nil means the go statement. A program with several network namespaces, such as a
 	// test, passes a function that enters the right one.
@@ -87,10 +87,10 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 		return nil, errors.New("nodenet: a Keeper needs a Logger")
 	}
 	if cfg.Detect == nil {
-		cfg.Detect = DetectFirewall
+		cfg.Detect = DetectBackend
 	}
 	if cfg.All == nil {
-		cfg.All = AllFirewalls
+		cfg.All = AllBackends
 	}
 	if cfg.Go == nil {
 		cfg.Go = func(f func()) { go f() }

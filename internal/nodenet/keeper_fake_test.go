@@ -56,22 +56,22 @@ func (m *memory) takeCalls() []string {
 
 func (m *memory) note(format string, v ...any) { m.calls = append(m.calls, fmt.Sprintf(format, v...)) }
 
-// memoryFirewall is one backend of memory.
-type memoryFirewall struct {
+// memoryBackend is one backend of memory.
+type memoryBackend struct {
 	m           *memory
 	name, owner string
 }
 
-func (f memoryFirewall) key() string  { return f.name + " " + f.owner }
-func (f memoryFirewall) Name() string { return f.name }
+func (f memoryBackend) key() string  { return f.name + " " + f.owner }
+func (f memoryBackend) Name() string { return f.name }
 
-func (f memoryFirewall) SocketMatch(context.Context, []netip.Addr) error {
+func (f memoryBackend) SocketMatch(context.Context, []netip.Addr) error {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	return f.m.noSocket
 }
 
-func (f memoryFirewall) Apply(_ context.Context, rules []rule.Rule) error {
+func (f memoryBackend) Apply(_ context.Context, rules []rule.Rule) error {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	if f.m.applyErr != nil {
@@ -94,7 +94,7 @@ func (f memoryFirewall) Apply(_ context.Context, rules []rule.Rule) error {
 	return nil
 }
 
-func (f memoryFirewall) Check(_ context.Context, rules []rule.Rule) ([]string, error) {
+func (f memoryBackend) Check(_ context.Context, rules []rule.Rule) ([]string, error) {
 	f.m.mu.Lock()
 	if slow := f.m.slow; slow != nil {
 		f.m.slowCalls++
@@ -110,7 +110,7 @@ func (f memoryFirewall) Check(_ context.Context, rules []rule.Rule) ([]string, e
 	return []string{fmt.Sprintf("%d rules, not %d", len(has), len(rules))}, nil
 }
 
-func (f memoryFirewall) Fallback(_ context.Context, like rule.Rule) (servers []netip.AddrPort, err error) {
+func (f memoryBackend) Fallback(_ context.Context, like rule.Rule) (servers []netip.AddrPort, err error) {
 	for _, r := range f.m.of(f.name, f.owner) {
 		if r.Verdict == rule.DNAT && r.Dst == like.Dst && r.Proto == like.Proto {
 			servers = append(servers, r.Targets...)
@@ -119,9 +119,9 @@ func (f memoryFirewall) Fallback(_ context.Context, like rule.Rule) (servers []n
 	return servers, nil
 }
 
-func (memoryFirewall) RemoveNodeCache(context.Context) ([]string, error) { return nil, nil }
+func (memoryBackend) RemoveNodeCache(context.Context) ([]string, error) { return nil, nil }
 
-func (f memoryFirewall) Remove(context.Context) ([]string, error) {
+func (f memoryBackend) Remove(context.Context) ([]string, error) {
 	f.m.mu.Lock()
 	defer f.m.mu.Unlock()
 	if f.m.removeErr != nil {
@@ -146,11 +146,11 @@ func (m *memory) detect(_ context.Context, c Choice, owner string, _ rule.Logger
 	if m.detectErr != nil {
 		return nil, "", m.detectErr
 	}
-	return memoryFirewall{m, "memory-" + string(c), owner}, "the test asks for it", nil
+	return memoryBackend{m, "memory-" + string(c), owner}, "the test asks for it", nil
 }
 
 func (m *memory) All(_ context.Context, owner string) []rule.Backend {
-	return []rule.Backend{memoryFirewall{m, "memory-auto", owner}, memoryFirewall{m, "memory-nftables", owner}}
+	return []rule.Backend{memoryBackend{m, "memory-auto", owner}, memoryBackend{m, "memory-nftables", owner}}
 }
 
 // process is a Keeper as one localcache process has it.

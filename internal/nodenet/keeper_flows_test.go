@@ -133,7 +133,7 @@ func TestKeeperForgetsFlows(t *testing.T) {
 	}
 	p.start(spec)
 	forgotten(2)
-	fw := p.k.committed.fw.(memoryFirewall)
+	fw := p.k.committed.fw.(memoryBackend)
 	fw.m.set(func() { clear(fw.m.rules) })
 	nettest.Must(t, p.k.checkRules(ctx))
 	forgotten(3)
@@ -248,7 +248,7 @@ func TestKeeperForgetsNothingWhileDamaged(t *testing.T) {
 	p, m, spec := flowsProcess(t, n)
 	ctx := context.Background()
 	p.Serve(n, spec, nettest.Both...)
-	fw := p.k.committed.fw.(memoryFirewall)
+	fw := p.k.committed.fw.(memoryBackend)
 	fw.m.set(func() { clear(fw.m.rules) })
 	if got, more, err := p.forgetOld(ctx); got != 0 || m.forgotten() != 0 || !more || err != nil {
 		t.Errorf("%d forgotten, %d deleted, more %v, %v", got, m.forgotten(), more, err)

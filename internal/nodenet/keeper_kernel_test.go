@@ -14,7 +14,7 @@ import (
 func kernelProcess(t *testing.T, n *nettest.Namespace) *testProcess {
 	t.Helper()
 	p := newProcess(t, n, nil)
-	p.k.cfg.Detect, p.k.cfg.All = DetectFirewall, AllFirewalls
+	p.k.cfg.Detect, p.k.cfg.All = DetectBackend, AllBackends
 	return p
 }
 
@@ -22,7 +22,7 @@ func kernelProcess(t *testing.T, n *nettest.Namespace) *testProcess {
 func inPlace(t *testing.T, choice Choice, rules []rule.Rule) []string {
 	t.Helper()
 	ctx := nettest.Context(t)
-	fw, _, err := DetectFirewall(ctx, choice, "nodelocaldns", nettest.NewLog(t))
+	fw, _, err := DetectBackend(ctx, choice, "nodelocaldns", nettest.NewLog(t))
 	nettest.Must(t, err)
 	diffs, err := fw.Check(ctx, rules)
 	nettest.Must(t, err)

@@ -27,7 +27,7 @@ type TeardownConfig struct {
 	// to end.
 	Force bool
 	Log   rule.Logger
-	// All lists the backends; nil is AllFirewalls.
+	// All lists the backends; nil is AllBackends.
 	All func(ctx context.Context, owner string) []rule.Backend
 }
 
@@ -94,7 +94,7 @@ func (e *InUseError) Error() string {
 // them. The interface stays if rules stay, unless Force is set.
 func Teardown(ctx context.Context, cfg TeardownConfig) Report {
 	if cfg.All == nil {
-		cfg.All = AllFirewalls
+		cfg.All = AllBackends
 	}
 	owners := cfg.Interfaces
 	if len(owners) == 0 {
