@@ -230,7 +230,7 @@ func choose(usable []iptables.Usage) (u iptables.Usage, why string, ok bool) {
 	return u, strings.Join(counts, ", "), u.Rules > 0
 }
 
-// noBackend is the Firewall of notrack off: nothing is wanted of it and it has nothing.
+// noBackend is the rule.Backend of notrack off: it has no rules.
 type noBackend struct{}
 
 func (noBackend) Name() string                                                  { return string(ChoiceOff) }

@@ -42,7 +42,7 @@ func TestDetectBackend(t *testing.T) {
 		setup    string // commands
 		programs []string
 		choice   Choice
-		want     string // the Firewall's name
+		want     string // the backend's name
 		why      string // part of the reason
 		err      string // part of the error
 	}{

@@ -179,7 +179,7 @@ func (f *Backend) want(rules []rule.Rule) []nftWantedChain {
 	return chains
 }
 
-// Check implements Firewall.
+// Check implements rule.Backend.
 func (f *Backend) Check(ctx context.Context, rules []rule.Rule) ([]string, error) {
 	s, err := f.Read(ctx)
 	if err != nil {
@@ -260,7 +260,7 @@ func compareNFTRules(table, chain string, have, want []ruleText) []string {
 	return diffs
 }
 
-// Apply implements Firewall.
+// Apply implements rule.Backend.
 func (f *Backend) Apply(ctx context.Context, rules []rule.Rule) error {
 	s, err := f.Read(ctx)
 	if err != nil {
@@ -300,7 +300,7 @@ func (f *Backend) fill(c *nftables.Conn, rules []rule.Rule) {
 	}
 }
 
-// Remove implements Firewall.
+// Remove implements rule.Backend.
 func (f *Backend) Remove(ctx context.Context) (removed []string, err error) {
 	s, err := f.Read(ctx)
 	if err == nil && s.exists {
@@ -334,7 +334,7 @@ func (f *Backend) Try(ctx context.Context, exprs ...expr.Any) error {
 	})
 }
 
-// SocketMatch implements Firewall. Both families have it in one expression.
+// SocketMatch implements rule.Backend. Both families have it in one expression.
 func (f *Backend) SocketMatch(ctx context.Context, _ []netip.Addr) error {
 	for _, key := range []expr.SocketKey{expr.SocketKeyTransparent, expr.SocketKeyWildcard} {
 		err := f.Try(ctx, &expr.Socket{Key: key, Register: unix.NFT_REG_1}, equal([]byte{0}), &expr.Notrack{})

@@ -10,7 +10,7 @@ import (
 	"localcache.dev/localcache/internal/nodenet/rule"
 )
 
-// Fallback implements Firewall.
+// Fallback implements rule.Backend.
 func (f *Backend) Fallback(ctx context.Context, like rule.Rule) ([]netip.AddrPort, error) {
 	s, err := f.Read(ctx)
 	if err != nil {
