@@ -272,7 +272,7 @@ func resolve(all map[string]slice, last Endpoints, seed string) Endpoints {
 					}
 				}
 			}
-			picked = append(picked, few(use, seed)...)
+			picked = append(picked, selectEndpoints(use, seed)...)
 		}
 		return picked
 	}
@@ -281,9 +281,9 @@ func resolve(all map[string]slice, last Endpoints, seed string) Endpoints {
 	return e
 }
 
-// few sorts and deduplicates servers, and returns at most MaxEndpoints of them: those with the smallest hash of node
+// selectEndpoints sorts and deduplicates servers, and returns at most MaxEndpoints of them: those with the smallest hash of node
 // and address, so that nodes spread, and a change of one endpoint changes at most one here.
-func few(servers []netip.AddrPort, seed string) []netip.AddrPort {
+func selectEndpoints(servers []netip.AddrPort, seed string) []netip.AddrPort {
 	slices.SortFunc(servers, netip.AddrPort.Compare)
 	servers = slices.Compact(servers)
 	if len(servers) <= MaxEndpoints {

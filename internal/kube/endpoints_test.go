@@ -114,7 +114,7 @@ func TestFewEndpoints(t *testing.T) {
 	times := map[netip.AddrPort]int{}
 	for n := range 400 {
 		seed := fmt.Sprintf("node-%d", n)
-		got := few(slices.Clone(all), seed)
+		got := selectEndpoints(slices.Clone(all), seed)
 		if len(got) != MaxEndpoints || !slices.IsSortedFunc(got, netip.AddrPort.Compare) {
 			t.Fatalf("%v", got)
 		}
@@ -123,7 +123,7 @@ func TestFewEndpoints(t *testing.T) {
 		}
 		without := slices.DeleteFunc(slices.Clone(all), func(ap netip.AddrPort) bool { return ap == got[0] })
 		same := 0
-		for _, ap := range few(without, seed) {
+		for _, ap := range selectEndpoints(without, seed) {
 			if slices.Contains(got, ap) {
 				same++
 			}

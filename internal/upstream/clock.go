@@ -49,8 +49,8 @@ func (c *clock) stop() {
 	}
 }
 
-// sooner returns the earlier of two times; a zero time means none.
-func sooner(a, b time.Time) time.Time {
+// earlierOf returns the earlier of two times; a zero time means none.
+func earlierOf(a, b time.Time) time.Time {
 	if a.IsZero() || b.Before(a) {
 		return b
 	}

@@ -49,7 +49,7 @@ func (d *datagramPool) submit(c *call) {
 
 // carry carries c in the calling goroutine, up to until.
 func (d *datagramPool) carry(c *call, until time.Time) {
-	s := d.attempt(c, sooner(until, c.expire))
+	s := d.attempt(c, earlierOf(until, c.expire))
 	if s == nil {
 		return
 	}
@@ -213,7 +213,7 @@ func (d *datagramPool) release(s *datagramSocket, now time.Time) {
 
 // idleUntil is until when s is kept while it is idle.
 func (d *datagramPool) idleUntil(s *datagramSocket) time.Time {
-	return sooner(s.born.Add(d.life()), s.idleSince.Add(d.path.server.config.Expire))
+	return earlierOf(s.born.Add(d.life()), s.idleSince.Add(d.path.server.config.Expire))
 }
 
 // round closes idle sockets that are old, or were idle for long.
@@ -224,7 +224,7 @@ func (d *datagramPool) round(now time.Time) {
 	kept := d.idle[:0]
 	for _, s := range d.idle {
 		if until := d.idleUntil(s); now.Before(until) {
-			next = sooner(next, until)
+			next = earlierOf(next, until)
 			kept = append(kept, s)
 		} else {
 			d.remove(s)

@@ -111,7 +111,7 @@ func (f *flight) run(ctx context.Context) bool {
 		now = time.Now()
 	}
 	for f.answer == nil && f.err == nil {
-		wake := sooner(f.next, f.deadline)
+		wake := earlierOf(f.next, f.deadline)
 		if c := f.carried; c != nil {
 			f.carried = nil
 			c.path.carry(c, wake)

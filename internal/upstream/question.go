@@ -169,7 +169,7 @@ func appendOPT(wire []byte, client *dns.OPT) ([]byte, error) {
 	do := false
 	if client != nil {
 		do = client.Do()
-		if options := passedOn(client.Option); len(options) > 0 {
+		if options := forwardedOptions(client.Option); len(options) > 0 {
 			return appendOptions(wire, do, options)
 		}
 	}
@@ -180,8 +180,8 @@ func appendOPT(wire []byte, client *dns.OPT) ([]byte, error) {
 	return append(wire, 0, 0, byte(dns.TypeOPT), ednsSize>>8, ednsSize&0xff, 0, 0, flags, 0, 0, 0), nil
 }
 
-// passedOn returns the options that do not end at this hop.
-func passedOn(all []dns.EDNS0) (options []dns.EDNS0) {
+// forwardedOptions returns the options that do not end at this hop.
+func forwardedOptions(all []dns.EDNS0) (options []dns.EDNS0) {
 	for _, o := range all {
 		switch o.Option() {
 		case dns.EDNS0COOKIE, dns.EDNS0TCPKEEPALIVE, dns.EDNS0PADDING: // RFC 7873, 7828 and 7830

@@ -254,7 +254,7 @@ func (p *streamPool) round(now time.Time) {
 			conn.shut()
 			continue
 		}
-		next = sooner(next, conn.nextDue())
+		next = earlierOf(next, conn.nextDue())
 	}
 	p.clock.rest(next, now)
 	p.mu.Unlock()

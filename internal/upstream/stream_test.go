@@ -21,7 +21,7 @@ import (
 	"localcache.dev/localcache/internal/observe"
 )
 
-// TestPipeliningOutOfOrder: questions that are asked later and answered sooner do not wait.
+// TestPipeliningOutOfOrder: questions that are asked later and answered earlierOf do not wait.
 func TestPipeliningOutOfOrder(t *testing.T) {
 	f := startFake(t, false, func(m *dns.Msg, _ observe.Proto, _ int) fault {
 		if m.Question[0].Name == "slow.example." {

@@ -198,17 +198,17 @@ func (c *streamConn) nextDue() time.Time {
 	next := c.retireAt
 	switch {
 	case c.busy == 0:
-		next = sooner(next, c.idleSince.Add(c.pool.path.server.config.Expire))
+		next = earlierOf(next, c.idleSince.Add(c.pool.path.server.config.Expire))
 	case c.retired:
 		// retireAt has passed; only the end of the calls matters now.
 		next = time.Time{}
 	}
 	for a := c.waiting.head; a != nil; a = a.next {
-		next = sooner(next, a.expire)
+		next = earlierOf(next, a.expire)
 	}
 	for _, since := range []time.Time{c.partial, c.writing} {
 		if !since.IsZero() {
-			next = sooner(next, since.Add(partialTime))
+			next = earlierOf(next, since.Add(partialTime))
 		}
 	}
 	return next
